@@ -1,0 +1,39 @@
+"""Galaxy spectra compressed, ranked, explained and turned into posteriors.
+
+Names are loaded when first used (SPEC 1), so that `import spectral_core` needs no torch.
+"""
+
+import lazy_loader as _lazy
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "core": ["ConfigError", "DataError", "Flag", "ModelFileError", "RunError", "SpectralError", "SpectrumError"],
+    "manifest": ["fetch", "list_datasets", "read_manifest"],
+    "spectra.wavelength": ["Grid", "air_to_vacuum", "rebin", "redshift_wave", "vacuum_to_air"],
+    "spectra.surveys": ["BOSS", "DESI", "SDSS", "Survey", "get_survey"],
+    "spectra.container": ["Batch", "Spectra", "concatenate", "group_positions"],
+    "spectra.preprocessing": ["normalise", "preprocess", "select", "telluric_mask"],
+    "spectra.lines": ["LINES", "bpt_class", "d4000n", "whan_class"],
+    "spectra.store": ["open_store", "write_store"],
+    "archives.sdss": ["query_sdss", "read_sdss", "sdss_url", "write_sdss"],
+    "simulate.ssp": ["load_ssp"],
+    "simulate.mock": ["matched_mock", "mock_survey", "reobserve"],
+    "simulate.anomalies": ["GROUPS", "plant", "plant_all"],
+    "models.autoencoder": ["AutoencoderConfig", "RedshiftAutoencoder"],
+    "models.similarity": ["consistency_loss", "fidelity_loss", "similarity_loss"],
+    "models.flows": ["FlowConfig", "MaskedAutoregressiveFlow", "SplineFlow"],
+    "train": ["Stage", "fit"],
+    "predict": ["chi2", "encode", "latent_covariance", "log_prob", "reconstruct", "rest_spectrum"],
+    "pretrained": ["load", "load_model", "save_model"],
+    "analysis.outliers": ["TailCalibration", "rank_outliers"],
+    "plots": ["plot_outliers", "plot_spectrum"],
+    "scoring": ["score"],
+    "chapters": ["run_chapter"],
+}
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submodules=["archives", "models", "simulate", "spectra", "analysis"],
+    submod_attrs=_HOME,
+)
