@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,51 +15,15 @@ import torch
 from astropy.io import fits
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter1d, percentile_filter
 
 from ..core import DataError, SpectrumError, assets_dir, atomic_write
+from .counter import hashed_normals, hashed_uniforms, smooth_modes
 from ..spectra.surveys import SDSS, Survey, get_survey
 
 # %% auto #0
-__all__ = ['hashed_bits', 'hashed_normals', 'smooth_modes', 'make_noise_template', 'noise_template', 'NoiseModel',
-           'telluric_depth', 'line_part', 'noise_model', 'missing_pixels', 'add_noise', 'quoted_sigma', 'snr']
-
-# %% ../../nbs/35_simulate.instrument.ipynb #88803e56
-_GOLDEN, _MIX1, _MIX2 = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # as int64
-
-
-def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    "Logical right shift of int64: torch's own shift copies the sign bit."
-    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    "splitmix64's finaliser: every bit of the counter changes half of the bits of the result."
-    x = (x ^ _shift(x, 30)).mul_(_MIX1)
-    x = x.bitwise_xor_(_shift(x, 27)).mul_(_MIX2)
-    return x.bitwise_xor_(_shift(x, 31))
-
-
-def hashed_bits(seeds: torch.Tensor, n: int) -> torch.Tensor:
-    "(rows, n) int64 of random bits: entry (i, j) depends on `seeds[i]` and j alone."
-    counter = torch.arange(1, n + 1, device=seeds.device) * _GOLDEN
-    return _mix(_mix(seeds.to(torch.int64))[:, None] + counter)
-
-
-def hashed_normals(seeds: torch.Tensor, n: int) -> torch.Tensor:
-    "(rows, n) standard normal float32 deviates, a function of (seed, column) alone (Box-Muller; |x| stays below 6.7)."
-    bits = hashed_bits(seeds, (n + 1) // 2)
-    radius = _shift(bits, 32).to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
-    angle = bits.bitwise_and_(0xFFFFFFFF).to(torch.float32).mul_(2 * math.pi * 2.0**-32)
-    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :n]
-
-# %% ../../nbs/35_simulate.instrument.ipynb #0a9a0321
-def smooth_modes(m: int, scale: float) -> np.ndarray:
-    "(k, m) basis: independent normal coefficients give a curve of unit variance that varies over `scale` pixels."
-    knots = np.arange(-3, math.ceil((m - 1) / scale) + 4) * scale
-    basis = BSpline.design_matrix(np.arange(m, dtype=float), knots, 3).toarray().T
-    return basis / np.sqrt((basis**2).sum(0))
+__all__ = ['make_noise_template', 'noise_template', 'NoiseModel', 'telluric_depth', 'noise_model', 'missing_pixels', 'add_noise',
+           'quoted_sigma', 'snr']
 
 # %% ../../nbs/35_simulate.instrument.ipynb #d61a0505
 def _read_sky(path: Path) -> np.ndarray:
@@ -145,19 +109,20 @@ def _calibration_modes(survey: Survey, rms: float) -> np.ndarray:
     steps = [0.015 * (wave > start)[None, :] for _, start, _ in survey.arms[1:]]
     return np.vstack([rms * envelope * np.vstack(wiggles), *steps, 0.05 * telluric_depth(wave)])
 
-# %% ../../nbs/35_simulate.instrument.ipynb #67000ac3
+
 def _sky_modes(rms: np.ndarray, lines: np.ndarray) -> np.ndarray:
     "(k, m) additive residuals: smooth ones of the given rms (m,), the sky's line spectrum (m,), its derivative."
     smooth = np.vstack([0.8 * smooth_modes(len(rms), 700), 0.35 * smooth_modes(len(rms), 60)])
     return np.vstack([rms * smooth, 0.01 * lines, 0.02 * np.gradient(lines)])
 
 
-def line_part(sky: np.ndarray, width: int = 101) -> np.ndarray:
+def _line_part(sky: np.ndarray, width: int = 101) -> np.ndarray:
     "(m,) What stands above the local 20th percentile of a sky spectrum."
     return np.clip(sky - percentile_filter(sky, 20, width), 0, None)
 
 # %% ../../nbs/35_simulate.instrument.ipynb #2ba0e40e
-_SCATTER = ((3900, 4250, 5000, 5900, 6700, 8000, 8600, 9050), (0.94, 0.89, 0.85, 0.83, 0.85, 0.87, 0.93, 0.98))
+_float32 = partial(torch.tensor, dtype=torch.float32)
+_SCATTER = ((3900, 4250, 5000, 5900, 6700, 8000, 8600, 9050), (0.93, 0.88, 0.84, 0.82, 0.84, 0.86, 0.92, 0.97))
 _GAIN = ((4200, 4700, 5300, 6600, 7100, 8100), (0.107, 0.060, 0.041, 0.017, 0.014, 0.020))
 _FLOOR = ((5000, 5600), (0.0115, 0.0155))
 _NEIGHBOUR = ((7200, 8000), (0.08, 0.0))  # lag-1 correlation 0.16: 0.06-0.13 about a running median, 0.1-0.22 without
@@ -187,7 +152,7 @@ def _sloan_model(survey: Survey) -> NoiseModel:
     tables = _SCATTER, _GAIN, _FLOOR, _NEIGHBOUR, _SKY_RMS
     scatter, gain, floor, neighbour, rms = (np.interp(wave, *table) for table in tables)
     curves = (np.exp(_ln_sigma(survey)), gain, floor, scatter, neighbour, _on_lattice(template["modes"], survey),
-              _calibration_modes(survey, 0.04), _sky_modes(rms, line_part(_on_lattice(template["sky"], survey))))
+              _calibration_modes(survey, 0.04), _sky_modes(rms, _line_part(_on_lattice(template["sky"], survey))))
     more = survey.grid.n - SDSS.grid.n
     return NoiseModel(*map(_float32, curves), (4, 57, 3848 + more, 3875 + more), photon_share=0.75, chi2_spread=0.08)
 
@@ -218,21 +183,16 @@ def _desi_model(survey: Survey) -> NoiseModel:
     return NoiseModel(*map(_float32, curves), (0, 1, last, last + 1), photon_share=1.0, chi2_spread=0.03)
 
 
-def _float32(values: np.ndarray) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32)
-
-
 @lru_cache(maxsize=8)
 def noise_model(survey: str | Survey, device: str = "cpu") -> NoiseModel:
     "The instrument of a survey on a device, made once."
-    survey = get_survey(survey)
-    model = _desi_model(survey) if survey.name == "desi" else _sloan_model(survey)
+    model = (_desi_model if get_survey(survey).name == "desi" else _sloan_model)(get_survey(survey))
     return NoiseModel(*(v.to(device) if isinstance(v, torch.Tensor) else v for v in model))
 
 # %% ../../nbs/35_simulate.instrument.ipynb #702d4ca0
 def missing_pixels(seeds: torch.Tensor, m: int, ends: tuple[int, int, int, int]) -> torch.Tensor:
     "(rows, m) bool, True where a pixel has no data."
-    uniform = _shift(hashed_bits(seeds, 13), 11).to(torch.float64) * 2.0**-53
+    uniform = hashed_uniforms(seeds, 13)
     between = lambda column, low, high: low + (uniform[:, column : column + 1] * (high - low)).floor()
     pixel = torch.arange(m, device=seeds.device)
     lost = (pixel < between(0, *ends[:2])) | (pixel > between(1, *ends[2:]))
@@ -244,7 +204,7 @@ def missing_pixels(seeds: torch.Tensor, m: int, ends: tuple[int, int, int, int])
     return lost.scatter_(1, single, True)  # pixel 0 is lost anyway: it takes the candidates that miss
 
 # %% ../../nbs/35_simulate.instrument.ipynb #4c4432d8
-def _check(noise_free: torch.Tensor, survey: Survey, seeds) -> tuple[torch.Tensor, torch.Tensor]:
+def _check(noise_free: torch.Tensor, survey: Survey, seeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "Both as tensors on one device; SpectrumError where the shapes do not fit."
     noise_free = torch.as_tensor(noise_free, dtype=torch.float32)
     seeds = torch.as_tensor(seeds, dtype=torch.int64, device=noise_free.device)
@@ -279,7 +239,7 @@ def _observe(model: NoiseModel, flux: torch.Tensor, seeds: torch.Tensor, scale: 
     quoted, true = _variances(model, flux, level)
     noise = _correlate(white, model.neighbour).mul_(true.sqrt_()).mul_(torch.exp(model.chi2_spread * spread))
     flux += (noise + sky @ model.sky_modes).mul_(scale)
-    mask = missing_pixels(_mix(seeds + 1), m, model.ends)
+    mask = missing_pixels(~seeds, m, model.ends)  # another stream than the noise
     return flux.masked_fill_(mask, 0), quoted.mul_(scale.square()).reciprocal_().masked_fill_(mask, 0), mask
 
 # %% ../../nbs/35_simulate.instrument.ipynb #9d4c4085
