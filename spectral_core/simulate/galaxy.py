@@ -186,6 +186,7 @@ def observed(
     ssp: SSPGrid | None = None,
     device: str = "cpu",
     block: int = 256,
+    made: tuple[Tensor, Tensor] | None = None,  # light and lines of `make_galaxies`, where at hand
 ) -> tuple[Tensor, Tensor]:
     """Noise-free continuum and narrow lines, each (n, m) float32 in 1e-17 erg/s/cm²/Å, of galaxies placed at `z`.
 
@@ -193,6 +194,7 @@ def observed(
     """
     survey, ssp = get_survey(survey), (ssp or load_ssp()).to(device)
     z = np.broadcast_to(np.asarray(truth["z"] if z is None else z, float), len(truth))
+    if made is not None: return _observe(truth, *made, z, survey, ssp)
     parts = []
     for start in range(0, len(truth), block):
         rows = slice(start, start + block)
