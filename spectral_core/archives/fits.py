@@ -71,6 +71,7 @@ class HDU(NamedTuple):
     name: str
     cards: dict[str, bytes]
     data: np.ndarray | None
+    numbers: dict[str, int] = {}  # the number of each column in the header's keywords
 
     def get(self, key: str, default: Any = None) -> Any:
         "The header value of `key`, or `default` where it is missing or blank."
@@ -91,8 +92,7 @@ class HDU(NamedTuple):
 
     def of(self, name: str, key: str, default: Any = None) -> Any:
         "The header value of column `name` under a numbered keyword, such as TUNIT."
-        titles = {str(card_value(v)).strip().lower(): k[5:] for k, v in self.cards.items() if k.startswith("TTYPE")}
-        return self.get(f"{key}{titles.get(name.lower())}", default)
+        return self.get(f"{key}{self.numbers[name.lower()]}", default)
 
     def __str__(self) -> str:
         what = f"table of {len(self.data)} rows: {', '.join(self.names)}" if self.names else "no table"
@@ -111,30 +111,31 @@ _IMAGES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 
 
 @lru_cache(maxsize=64)
-def _record(names: tuple[str, ...], forms: tuple[str, ...], width: int) -> np.dtype:
-    "NumPy dtype of one table row from column names and TFORM codes."
-    names_, kinds, offsets, offset = [], [], [], 0
-    for name, form in zip(names, forms, strict=True):
+def _record(names: tuple[str, ...], forms: tuple[str, ...], width: int) -> tuple[np.dtype, dict[str, int]]:
+    "NumPy dtype of one table row from column names and TFORM codes, and the number of each column."
+    numbers, kinds, offsets, offset = {}, [], [], 0
+    for number, (name, form) in enumerate(zip(names, forms, strict=True), 1):
         count, code = re.fullmatch(r"(\d*)([A-Z]).*", form).groups()
         count = int(count or 1)
         if code == "X": count, code = -(-count // 8), "B"
         kind = np.dtype(f"S{count}") if code == "A" else np.dtype((_CODES[code], (count,) if count != 1 else ()))
-        if count and name not in names_: names_, kinds, offsets = [*names_, name], [*kinds, kind], [*offsets, offset]
+        if count and name not in numbers: numbers[name], kinds, offsets = number, [*kinds, kind], [*offsets, offset]
         offset += kind.itemsize if count else 0
     if offset != width: raise ValueError(f"columns fill {offset} of {width} bytes")
-    return np.dtype({"names": names_, "formats": kinds, "offsets": offsets, "itemsize": width})
+    return np.dtype({"names": list(numbers), "formats": kinds, "offsets": offsets, "itemsize": width}), numbers
 
 
-def _array(hdu: HDU, data: bytes, shape: list[int]) -> np.ndarray | None:
-    "The data of a unit as an array: rows of a binary table, or an image with BSCALE and BZERO applied."
-    if not shape or 0 in shape and hdu.get("XTENSION") != "BINTABLE": return None
+def _with_data(hdu: HDU, data: bytes, shape: list[int]) -> HDU:
+    "The unit with its data: rows of a binary table, or an image with BSCALE and BZERO applied."
+    if not shape or 0 in shape and hdu.get("XTENSION") != "BINTABLE": return hdu
     if hdu.get("XTENSION") == "BINTABLE":
         n = int(hdu.get("TFIELDS"))
         names = tuple(str(hdu.get(f"TTYPE{i}", f"column{i}")).strip().lower() for i in range(1, n + 1))
         forms = tuple(hdu.get(f"TFORM{i}") for i in range(1, n + 1))
-        return np.frombuffer(data, _record(names, forms, shape[0]), count=shape[1])
+        record, numbers = _record(names, forms, shape[0])
+        return hdu._replace(data=np.frombuffer(data, record, count=shape[1]), numbers=numbers)
     image = np.frombuffer(data, _IMAGES[hdu.get("BITPIX")], count=prod(shape)).reshape(shape[::-1])
-    return _scaled(image, hdu.get("BSCALE", 1), hdu.get("BZERO", 0))
+    return hdu._replace(data=_scaled(image, hdu.get("BSCALE", 1), hdu.get("BZERO", 0)))
 
 # %% ../../nbs/18_archives.fits.ipynb #ed3bf076
 def _sum32(raw: bytes, total: int = 0) -> int:
@@ -146,6 +147,7 @@ def _sum32(raw: bytes, total: int = 0) -> int:
 
 def _verify(hdu: HDU, header: bytes, data: bytes, path: Path) -> None:
     "DataError where DATASUM or CHECKSUM stand in the header and the bytes don't add up to them."
+    if "SPEC_CLN" in hdu.cards: return  # spSpec headers inherited the sums of the raw frame, which never held for them
     data_sum = _sum32(data) if "DATASUM" in hdu.cards or "CHECKSUM" in hdu.cards else 0
     wrong_data = hdu.get("DATASUM", "") != "" and int(hdu.get("DATASUM")) != data_sum
     wrong_unit = str(hdu.get("CHECKSUM", "")).strip("0") != "" and _sum32(header, data_sum) not in (0, 0xFFFFFFFF)
@@ -164,7 +166,7 @@ def _unit(raw: bytes, start: int, path: Path) -> tuple[HDU, int]:
         raise DataError(f"{path}: truncated: {len(raw)} bytes where its headers ask for {stop} or more; fetch it again")
     hdu = hdu._replace(name=str(hdu.get("EXTNAME", "")).strip().upper())
     _verify(hdu, raw[start:at], raw[at:stop], path)
-    return hdu._replace(data=_array(hdu, raw[at : at + size], shape)), stop
+    return _with_data(hdu, raw[at : at + size], shape), stop
 
 
 def read_fits(path: str | Path) -> list[HDU]:
@@ -175,7 +177,7 @@ def read_fits(path: str | Path) -> list[HDU]:
     """
     path = Path(path)
     raw, units, at = _content(path), [], 0
-    while at < len(raw) and raw[at:].strip(b"\0 "):
+    while at < len(raw) and raw[at:].strip(b"\0 \r\n"):
         try:
             hdu, at = _unit(raw, at, path)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -18,16 +18,19 @@ from ..core import DataError
 from ..spectra.wavelength import air_to_vacuum, check_wave
 
 # %% auto #0
-__all__ = ['PIPELINE_LINES', 'FACTS', 'SpectrumFile', 'read_spectrum']
+__all__ = ['NODATA', 'BRIGHTSKY', 'PIPELINE_LINES', 'FACTS', 'SpectrumFile', 'read_spectrum']
 
 # %% ../../nbs/19_archives.layouts.ipynb #74dee2e2
+NODATA, BRIGHTSKY = 1 << 24, 1 << 23  # bits of SDSS's SPPIXMASK
+
+
 class SpectrumFile(NamedTuple):
-    "One spectrum as it stands in its file: log10 of vacuum Å, flux, ivar, mask (True = bad), and its facts."
+    "One spectrum as it stands in its file: log10 of vacuum Å, flux, ivar, mask bits (0 = good), and its facts."
 
     loglam: np.ndarray
     flux: np.ndarray
     ivar: np.ndarray
-    mask: np.ndarray
+    bits: np.ndarray
     facts: dict[str, Any]
 
 
@@ -87,7 +90,7 @@ def _spec(path: Path, hdus: list[HDU]) -> SpectrumFile:
     facts |= {"layout": "spec-full" if len(hdus) > 4 else "spec-lite", "object_id": _first(hdus, ["OBJGROUP"], -1)}
     facts |= _lines(next((h for h in hdus[2:] if "linename" in h.names), None))
     loglam, flux, ivar = (coadd.column(name) for name in ("loglam", "flux", "ivar"))
-    return SpectrumFile(loglam.astype("f8"), flux, ivar, coadd.column("and_mask") != 0, facts)
+    return SpectrumFile(loglam.astype("f8"), flux, ivar, coadd.column("and_mask"), facts)
 
 # %% ../../nbs/19_archives.layouts.ipynb #41b2ff1c
 _SPEC_CLN = {1: "STAR", 2: "GALAXY", 3: "QSO", 4: "QSO", 5: "SKY", 6: "STAR", 7: "GALAXY"}  # DR7 data model
@@ -97,7 +100,7 @@ def _spspec(path: Path, hdus: list[HDU]) -> SpectrumFile:
     "A spSpec file of DR7 or earlier."
     image = hdus[0].data
     if len(image) < 4: raise DataError(f"{path}: image of {len(image)} rows; spSpec has flux, continuum, error, mask")
-    flux, error, mask = (image[i].astype("f8") for i in (0, 2, 3))
+    flux, error, mask = image[0].astype("f8"), image[2].astype("f8"), image[3].astype("i8")
     masks = next((h for h in hdus[1:] if "andmask" in h.names and len(h.data) == len(flux)), None)
     loglam = _first(hdus, ["COEFF0"], 0.0) + _first(hdus, ["COEFF1"], 1e-4) * np.arange(len(flux))
     source_type = _first(hdus, ["OBJTYPE"], "").strip().upper()
@@ -109,7 +112,7 @@ def _spspec(path: Path, hdus: list[HDU]) -> SpectrumFile:
     fitted = _SPEC_CLN.get(_first(hdus, ["SPEC_CLN"], 0), "")
     facts |= {"class": _class_of(source_type, fitted), "source_type": source_type}
     ivar = np.where(error > 0, 1 / np.where(error > 0, error, 1.0) ** 2, 0.0)
-    return SpectrumFile(loglam, flux, ivar, (masks.column("andmask") if masks is not None else mask) != 0, facts)
+    return SpectrumFile(loglam, flux, ivar, masks.column("andmask") if masks is not None else mask, facts)
 
 # %% ../../nbs/19_archives.layouts.ipynb #b3b0f692
 _WAVE = ("loglam", "log_lam", "logwave", "wave", "wavelength", "lambda", "lam")
@@ -160,7 +163,8 @@ def _table(path: Path, hdus: list[HDU]) -> SpectrumFile:
     "A table of pixels (or one row of vectors) from any instrument."
     hdu, wave, flux, error = _table_of(path, hdus)
     pixels = lambda name: np.atleast_1d(np.squeeze(hdu.column(name)))
-    mask = pixels(_pick(hdu, _MASK)) != 0 if _pick(hdu, _MASK) else np.zeros(pixels(wave).shape, bool)
+    bits = pixels(_pick(hdu, _MASK)) if _pick(hdu, _MASK) else np.zeros(pixels(wave).shape, "i8")
+    if "and_mask" not in hdu.names: bits = np.where(bits != 0, NODATA, 0)
     if pixels(wave).ndim != 1: raise DataError(f"{path}: {len(hdu.data)} spectra in one table; write one file for each")
     loglam = _vacuum(path, hdu, wave, pixels(wave).astype("f8"))
     scale, spread = _in_unit(path, hdu, flux, _FLUX_UNIT), pixels(error).astype("f8")
@@ -173,7 +177,7 @@ def _table(path: Path, hdus: list[HDU]) -> SpectrumFile:
     facts |= {"z": _first(hdus, ["Z", "REDSHIFT", "Z_SPEC", "ZSPEC"], np.nan), "z_err": _first(hdus, ["Z_ERR"], np.nan)}
     source_type = _first(hdus, ["SOURCETYPE", "OBJTYPE"], "").strip().upper()
     facts |= {"source_type": source_type, "class": _class_of(source_type, _first(hdus, ["CLASS"], ""))}
-    return SpectrumFile(loglam, pixels(flux) * scale, spread / scale**2, mask, facts)
+    return SpectrumFile(loglam, pixels(flux) * scale, spread / scale**2, bits, facts)
 
 
 def _layout(hdus: list[HDU]) -> Callable[[Path, list[HDU]], SpectrumFile]:

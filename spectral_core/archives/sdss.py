@@ -15,14 +15,14 @@ from astropy.table import Table
 from tqdm.auto import tqdm
 
 from .fits import write_fits
-from .layouts import FACTS, PIPELINE_LINES, SpectrumFile, read_spectrum
+from .layouts import BRIGHTSKY, FACTS, NODATA, PIPELINE_LINES, SpectrumFile, read_spectrum
 from ..core import ConfigError, DataError, Flag, SpectralError, seed_from
 from ..spectra.container import Spectra, group_positions
 from ..spectra.surveys import Survey, get_survey
 from ..spectra.wavelength import Grid, check_wave, rebin
 
 # %% auto #0
-__all__ = ['sdss_id', 'plate_mjd_fiber', 'read_sdss', 'write_sdss']
+__all__ = ['MASKING', 'sdss_id', 'plate_mjd_fiber', 'read_sdss', 'write_sdss']
 
 # %% ../../nbs/20_archives.sdss.ipynb #6d235fb1
 def _place(grid: Grid, file: SpectrumFile) -> tuple[np.ndarray, np.ndarray, np.ndarray, int] | None:
@@ -35,7 +35,7 @@ def _place(grid: Grid, file: SpectrumFile) -> tuple[np.ndarray, np.ndarray, np.n
     inside = (pixel >= 0) & (pixel < grid.n)
     at = pixel[inside].astype(int)
     flux, ivar, mask = np.zeros(grid.n, "f4"), np.zeros(grid.n, "f4"), np.ones(grid.n, bool)
-    flux[at], ivar[at], mask[at] = file.flux[inside], file.ivar[inside], file.mask[inside]
+    flux[at], ivar[at], mask[at] = file.flux[inside], file.ivar[inside], file.bits[inside] != 0
     return flux, ivar, mask, int((~inside).sum())
 
 
@@ -44,7 +44,7 @@ def _resample(grid: Grid, file: SpectrumFile) -> tuple[np.ndarray, np.ndarray, n
     wave = check_wave(10**file.loglam)
     middle = (wave[1:] + wave[:-1]) / 2
     edges = np.concatenate([[2 * wave[0] - middle[0]], middle, [2 * wave[-1] - middle[-1]]])
-    flux, ivar = rebin(edges, file.flux[None], np.where(file.mask, 0, file.ivar)[None], grid)
+    flux, ivar = rebin(edges, file.flux[None], np.where(file.bits != 0, 0, file.ivar)[None], grid)
     outside = (wave < grid.edges[0]) | (wave > grid.edges[-1])
     return flux[0].astype("f4"), ivar[0].astype("f4"), ivar[0] <= 0, int(outside.sum())
 
@@ -63,12 +63,14 @@ def plate_mjd_fiber(id: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def _identify(table: Table) -> tuple[np.ndarray, np.ndarray]:
     "id and object_id (n,) of the rows of a table of facts."
     named = np.array([seed_from("file", str(name).split(".fit")[0]) for name in table["file"]], dtype="i8")
-    pipeline = np.isin(table["layout"], ("spec-lite", "spec-full"))  # there 0 can be a plate: the mock counts from 0
-    known = pipeline | (table["plate"] > 0) & (table["mjd"] > 0)
+    known = table["layout"] != "table"
     id = np.where(known, sdss_id(table["plate"], table["mjd"], table["fiber"]), named)
     group = group_positions(table["ra"], table["dec"])
     group = np.where(group < 0, named, group)
     return id, np.where(table["object_id"] >= 0, table["object_id"], group)
+
+# %% ../../nbs/20_archives.sdss.ipynb #caf7aef2
+MASKING = {"any": -1, "pixel": -1 << 16, "none": 0}  # the bits of and_mask that count
 
 # %% ../../nbs/20_archives.sdss.ipynb #acbf6f67
 def _files(paths: str | Path | Sequence[str | Path]) -> list[tuple[Path, str]]:
@@ -86,7 +88,7 @@ def _files(paths: str | Path | Sequence[str | Path]) -> list[tuple[Path, str]]:
 def _read_file(path: Path, grid: Grid, and_mask: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     "One file on the grid: flux, ivar, mask (m,) and its facts."
     file = read_spectrum(path)
-    if and_mask == "none": file = file._replace(mask=np.zeros_like(file.mask))
+    file = file._replace(bits=file.bits & MASKING[and_mask])
     placed = _place(grid, file)
     flux, ivar, mask, cropped = placed or _resample(grid, file)
     return flux, ivar, mask, {**FACTS, **file.facts, "cropped": cropped, "rebinned": placed is None}
@@ -115,7 +117,7 @@ def read_sdss(
     *,
     z: float | Sequence[float] | Mapping[str, float] | None = None,  # overrides: for all, one a file, or by file name
     survey: str | Survey = "sdss",  # the grid to place them on; "boss" keeps all of a BOSS file
-    and_mask: str = "any",  # "any": each bit of and_mask masks its pixel; "none": only ivar ≤ 0 does
+    and_mask: str = "any",  # which bits of and_mask mask a pixel: "any", "pixel" (16 and above) or "none"
     on_error: str = "raise",  # "skip": leave out files that can't be read, with a warning and a list
     dedupe: str | None = None,  # "first": keep the first of observations that stand twice
     progress: bool = False,
@@ -126,7 +128,7 @@ def read_sdss(
     counted (`table["cropped"]`, Flag.CROPPED), other lattices rebinned with conserved flux (Flag.REBINNED), a missing
     redshift flagged (Flag.BAD_Z). Raises DataError where a file is damaged, incomplete or no spectrum.
     """
-    if and_mask not in ("any", "none"): raise ConfigError(f"and_mask is 'any' or 'none', not {and_mask!r}")
+    if and_mask not in MASKING: raise ConfigError(f"and_mask is one of {', '.join(MASKING)}, not {and_mask!r}")
     if on_error not in ("raise", "skip"): raise ConfigError(f"on_error is 'raise' or 'skip', not {on_error!r}")
     survey, files = get_survey(survey), _files(paths)
     rows, skipped = [], []
@@ -158,9 +160,6 @@ def _assemble(rows: list, skipped: list, survey: Survey, dedupe: str | None) -> 
     return Spectra(flux, ivar, np.array(table["z"]), survey, mask=mask, flag=flag, table=table, **names)
 
 # %% ../../nbs/20_archives.sdss.ipynb #7a735224
-_NODATA, _BRIGHTSKY = 1 << 24, 1 << 23  # bits of SPPIXMASK
-
-
 def _column(table: Table, name: str, n: int, default: Any) -> np.ndarray:
     "A column of the table, or the default for every row."
     return np.asarray(table[name]) if name in table.colnames else np.full(n, default)
@@ -171,7 +170,7 @@ def _coadd(spectra: Spectra, i: int, norm: float, loglam: np.ndarray, wdisp: np.
     flux, ivar, mask = spectra.flux[i], spectra.ivar[i], spectra.mask[i]
     data = np.flatnonzero(ivar > 0)
     a, b = (data[0], data[-1] + 1) if len(data) else (0, len(flux))
-    bits = np.where(mask, np.where(ivar > 0, _BRIGHTSKY, _NODATA), 0).astype("i4")[a:b]
+    bits = np.where(mask, np.where(ivar > 0, BRIGHTSKY, NODATA), 0).astype("i4")[a:b]
     zero = np.zeros(b - a, "f4")
     flux, ivar = (flux[a:b] * norm).astype("f4"), (ivar[a:b] / norm**2).astype("f4")
     columns = {"flux": flux, "loglam": loglam[a:b], "ivar": ivar, "and_mask": bits, "or_mask": bits}
@@ -196,10 +195,11 @@ def _tables(spectra: Spectra) -> tuple[dict[str, np.ndarray], dict[str, np.ndarr
 
 # %% ../../nbs/20_archives.sdss.ipynb #5305eb4d
 def write_sdss(spectra: Spectra, folder: str | Path, *, compress: bool = False, progress: bool = False) -> list[Path]:
-    """Write each row as `spec-PLATE-MJD-FIBER.fits` (`.gz` if `compress`), spec-lite layout, in `folder`; return the paths.
+    """Write each row as `spec-PLATE-MJD-FIBER.fits` (`.gz` if `compress`), spec-lite layout, in `folder`.
 
     Units as in SDSS: 1e-17 erg/s/cm²/Å, log10 of vacuum Å. `read_sdss` takes them back: same id, object_id, z, mask,
-    and flux and ivar to float32. Plate, MJD and fibre are the decimal parts of `id`. RunError where the disk refuses.
+    and flux and ivar to float32. Plate, MJD and fibre are the decimal parts of `id`. Returns the paths; RunError where
+    the disk refuses.
     """
     grid, folder = spectra.survey.grid, Path(folder)
     if grid.kind != "log": raise ConfigError(f"spec files hold log10 wavelengths; {spectra.survey.name} has a {grid}")
