@@ -24,7 +24,7 @@ from .results import STAGING, publish_run, read_results
 
 # %% auto #0
 __all__ = ['KINDS', 'CONTRACT', 'CHOICES', 'list_chapters', 'find_chapter', 'read_parameters', 'check_parameters',
-           'data_fingerprint', 'default_out', 'finished_run', 'run_chapter']
+           'data_fingerprint', 'default_out', 'finished_run', 'result_problems', 'run_chapter']
 
 # %% ../nbs/83_chapters.ipynb #bd19a746
 def list_chapters() -> dict[str, Path]:
@@ -206,7 +206,7 @@ def _cell_problems(target: Path) -> list[str]:
     return [f"code cell {bad[0]} of {len(cells)} did not complete"] if bad else []
 
 
-def _result_problems(staging: Path, parameters: dict[str, Any], started: float) -> list[str]:
+def result_problems(staging: Path, parameters: dict[str, Any], started: float) -> list[str]:
     "What is wrong with the results a chapter left in its staging folder."
     path = staging / "results.json"
     if not path.is_file(): return ["no results.json was written (is finish() its last cell?)"]
@@ -223,7 +223,7 @@ def _result_problems(staging: Path, parameters: dict[str, Any], started: float) 
 def run_chapter(
     chapter: str | int | Path,  # number, name or path of the notebook
     *,
-    profile: str = "smoke",  # "smoke" (seconds), "demo" (minutes) or "paper" (its sizes)
+    profile: str = "demo",  # "smoke" (seconds), "demo" (minutes) or "paper" (its sizes)
     source: str = "mock",  # whose spectra are ranked
     train: str = "mock",  # "mock" or "source": what is trained on
     data: str | Path | None = None,  # file or folder of one's own spectra, for a source other than the mock
@@ -265,7 +265,7 @@ def _run(notebook: Path, out: Path, values: dict, fingerprint: str, timeout: flo
     started, target = time.time(), out / f".{notebook.stem}.part.ipynb"
     failed = out / f"{notebook.stem}.failed.ipynb"
     stopped = _execute(notebook, target, values, timeout, progress)
-    problems = [stopped] if stopped else _cell_problems(target) + _result_problems(out / STAGING, values, started)
+    problems = [stopped] if stopped else _cell_problems(target) + result_problems(out / STAGING, values, started)
     if problems:
         shutil.rmtree(out / STAGING, ignore_errors=True)
         if target.exists(): target.replace(failed)
