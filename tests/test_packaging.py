@@ -17,11 +17,14 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import spectral_core
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "spectral_core"
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 CHAPTERS = sorted((ROOT / "papers").glob("[0-9]*.ipynb"))
 BY_HAND = {"__init__", "__main__"}  # modules that no notebook exports
+PUBLIC = sorted(set(spectral_core.__all__) - {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()})
 
 settings = configparser.ConfigParser()
 settings.read(ROOT / "settings.ini")
@@ -167,9 +170,16 @@ def f():
 
 def test_no_public_name_equals_a_module_name():
     "Else `spectral_core.name` is the function first, and the module once somebody has imported it."
-    import spectral_core
+    assert not set(PUBLIC) & {part for name in EXPORTS for part in name.split(".")}
 
-    assert not set(spectral_core.__all__) & {part for name in EXPORTS for part in name.split(".")}
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_exists(name):
+    assert getattr(spectral_core, name) is not None
+
+
+def test_one_version():
+    assert spectral_core.__version__ == settings["version"]
 
 
 @pytest.mark.parametrize("name", EXPORTS)
