@@ -78,7 +78,7 @@ wrong_redshift       | (issue)            |  - | 0.05 | 0.25 | error of the reds
 
 def _group_table() -> Table:
     lines = _GROUPS.strip().splitlines()
-    facts, reason = ([word.strip() for word in line.split("|")] for line in lines[::2]), [x.strip() for x in lines[1::2]]
+    facts, reason = ([x.strip() for x in line.split("|")] for line in lines[::2]), [x.strip() for x in lines[1::2]]
     name, label, count, low, high, unit = (list(column) for column in zip(*facts))
     return Table({"group": name, "paper_label": label, "paper_count": [0 if c == "-" else int(c) for c in count],
                   "low": np.array(low, float), "high": np.array(high, float), "unit": unit, "reason": reason,
@@ -197,8 +197,9 @@ def _bright_hii(s: Scene) -> tuple[Tensor, dict]:
 
 # %% ../../nbs/37_simulate.anomalies.ipynb #9dd4c32d
 _WR_BUMP = {4687.0: 1.0, 4642.0: 0.5, 4659.6: 0.3, 5809.5: 0.5}
-_CLOUD = {5008.24: 1.0, 4960.295: 0.335, 4862.692: 0.09, 6564.614: 0.28, 6585.273: 0.22, 6549.861: 0.074, 3727.092: 0.12,
-          3729.875: 0.16, 3869.86: 0.08, 4364.436: 0.015, 4687.02: 0.03, 6302.046: 0.04, 6718.294: 0.06, 6732.674: 0.05}
+_CLOUD = {5008.24: 1.0, 4960.295: 0.335, 4862.692: 0.09, 6564.614: 0.28, 6585.273: 0.22, 6549.861: 0.074,
+          3727.092: 0.12, 3729.875: 0.16, 3869.86: 0.08, 4364.436: 0.015, 4687.02: 0.03, 6302.046: 0.04,
+          6718.294: 0.06, 6732.674: 0.05}
 
 
 def _with_lines(lines: dict[float, float], sigma_kms: float, narrow: dict[float, float] | None = None) -> Callable:
@@ -275,7 +276,7 @@ def plant(
     *,
     sn: float | None = None,  # scale the noise to this expected median S/N per pixel; None: as the survey would see it
 ) -> Spectra:
-    "n planted outliers of one group with their truth in `.table`; ConfigError for a group unknown or without a template."
+    "n planted outliers of one group, their truth in `.table`; ConfigError for a group unknown or without a template."
     if group not in MAKERS:
         known = group in GROUPS["group"]
         raise ConfigError(f"group {group!r} is listed, not planted: no template" if known else
