@@ -96,7 +96,7 @@ def plot_invariance(
     *,
     n_bins: int = 8,
 ) -> Figure:
-    "Median distance and 16-84 % range between two views of a galaxy against |Δz|, in units of random pairs where given."
+    "Median distance (and 16-84 %) between two views of a galaxy against |Δz|, in units of random pairs where given."
     figure, ((ax,),) = new_figure(size=(5.5, 3.3))
     for i, (name, (delta_z, distance)) in enumerate(views.items()):
         delta_z, distance = np.asarray(delta_z, float), np.asarray(distance, float) / (rand or {}).get(name, 1.0)
@@ -146,7 +146,8 @@ def plot_embedding(
     figure = Picture(figsize=(3.6 * columns, 3.0 * sum(heights)), layout="constrained")
     grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     for i, (name, v) in enumerate(values.items()):
-        _map_panel(figure, figure.add_subplot(grid[divmod(i, columns)]), xy[shown], np.asarray(v, float)[shown], name, box)
+        ax = figure.add_subplot(grid[divmod(i, columns)])
+        _map_panel(figure, ax, xy[shown], np.asarray(v, float)[shown], name, box)
     if box is None: return figure
     inside = shown & ((xy >= box[0]) & (xy <= box[1])).all(axis=1)
     small = grid[rows, :].subgridspec(1, n).subplots(squeeze=False)[0]
@@ -247,17 +248,23 @@ def plot_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 # %% ../nbs/78_charts.ipynb #0fdde4a5
 @styled
-def plot_training(history: Mapping[str, Sequence[float]], *, x: str = "epoch") -> Figure:
-    "Losses per epoch: one panel per term; columns 'train_<term>' and 'valid_<term>' share one."
+def plot_training(history: Mapping[str, Sequence[float]] | object) -> Figure:
+    """Losses per epoch: a panel per term, in which 'train_<term>' and 'valid_<term>' share the axes.
+
+    `history` holds a column per name, or has `epochs`, a list of one dict per epoch, as `fit` returns it.
+    """
+    if hasattr(history, "epochs"):
+        names = dict.fromkeys(k for epoch in history.epochs for k in epoch)
+        history = {k: [e.get(k, np.nan) for e in history.epochs] for k in names if k[:6] in ("train_", "valid_")}
     drawn = [k for k, v in history.items() if k[:6] in ("train_", "valid_") and np.isfinite(np.asarray(v, float)).any()]
     terms = list(dict.fromkeys(k[6:] for k in drawn))
-    if not terms: raise DataError(f"nothing to draw: no train_… or valid_… in {', '.join(history) or 'an empty history'}")
+    if not terms: raise DataError(f"nothing to draw: no train_ or valid_ in {', '.join(history) or 'an empty history'}")
     figure, axes = new_figure(1, len(terms), (2.9 * len(terms) + 0.6, 2.8), sharex=True)
     for ax, term in zip(axes[0], terms):
         for part, color in (("train", FAINT), ("valid", MODEL)):
             y = np.asarray(history.get(f"{part}_{term}", []), dtype=np.float64)
-            if len(y): ax.plot(history.get(x, np.arange(1, len(y) + 1))[: len(y)], y, color=color, label=part)
-        ax.set(xlabel=x, ylabel=term)
+            if len(y): ax.plot(np.arange(1, len(y) + 1), y, color=color, label=part)
+        ax.set(xlabel="epoch", ylabel=term)
     axes[0, 0].legend()
     return figure
 
