@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy import units as u
 from astropy.table import Table
 from tqdm.auto import tqdm
 
-from .fits import write_fits
+from .fits import read_fits, write_fits
 from .layouts import BRIGHTSKY, FACTS, NODATA, PIPELINE_LINES, SpectrumFile, read_spectrum
 from ..core import ConfigError, DataError, Flag, SpectralError, seed_from
 from ..spectra.container import Spectra, group_positions
 from ..spectra.surveys import Survey, get_survey
 from ..spectra.wavelength import Grid, check_wave, rebin
+from ..transfer import download
 
 # %% auto #0
-__all__ = ['MASKING', 'sdss_id', 'plate_mjd_fiber', 'read_sdss', 'write_sdss']
+__all__ = ['sdss_id', 'plate_mjd_fiber', 'read_sdss', 'write_sdss', 'sdss_url', 'query_sdss', 'download_sdss']
 
 # %% ../../nbs/20_archives.sdss.ipynb #6d235fb1
 def _place(grid: Grid, file: SpectrumFile) -> tuple[np.ndarray, np.ndarray, np.ndarray, int] | None:
@@ -70,7 +72,7 @@ def _identify(table: Table) -> tuple[np.ndarray, np.ndarray]:
     return id, np.where(table["object_id"] >= 0, table["object_id"], group)
 
 # %% ../../nbs/20_archives.sdss.ipynb #caf7aef2
-MASKING = {"any": -1, "pixel": -1 << 16, "none": 0}  # the bits of and_mask that count
+_MASKING = {"any": -1, "pixel": -1 << 16, "none": 0}  # the bits of and_mask that count
 
 # %% ../../nbs/20_archives.sdss.ipynb #acbf6f67
 def _files(paths: str | Path | Sequence[str | Path]) -> list[tuple[Path, str]]:
@@ -88,7 +90,7 @@ def _files(paths: str | Path | Sequence[str | Path]) -> list[tuple[Path, str]]:
 def _read_file(path: Path, grid: Grid, and_mask: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     "One file on the grid: flux, ivar, mask (m,) and its facts."
     file = read_spectrum(path)
-    file = file._replace(bits=file.bits & MASKING[and_mask])
+    file = file._replace(bits=file.bits & _MASKING[and_mask])
     placed = _place(grid, file)
     flux, ivar, mask, cropped = placed or _resample(grid, file)
     return flux, ivar, mask, {**FACTS, **file.facts, "cropped": cropped, "rebinned": placed is None}
@@ -128,7 +130,7 @@ def read_sdss(
     counted (`table["cropped"]`, Flag.CROPPED), other lattices rebinned with conserved flux (Flag.REBINNED), a missing
     redshift flagged (Flag.BAD_Z). Raises DataError where a file is damaged, incomplete or no spectrum.
     """
-    if and_mask not in MASKING: raise ConfigError(f"and_mask is one of {', '.join(MASKING)}, not {and_mask!r}")
+    if and_mask not in _MASKING: raise ConfigError(f"and_mask is one of {', '.join(_MASKING)}, not {and_mask!r}")
     if on_error not in ("raise", "skip"): raise ConfigError(f"on_error is 'raise' or 'skip', not {on_error!r}")
     survey, files = get_survey(survey), _files(paths)
     rows, skipped = [], []
@@ -220,4 +222,56 @@ def write_sdss(spectra: Spectra, folder: str | Path, *, compress: bool = False, 
         tables = {"COADD": _coadd(spectra, i, norm[i], loglam, wdisp), "SPECOBJ": row, "SPZLINE": zline}
         path = folder / f"spec-{plate:04d}-{mjd:05d}-{fiber:04d}.fits{'.gz' if compress else ''}"
         paths.append(write_fits(path, header, tables))
+    return paths
+
+# %% ../../nbs/20_archives.sdss.ipynb #8ee1c472
+def sdss_url(plate: int, mjd: int, fiber: int, run2d: int | str = 26, dr: int = 17) -> str:
+    "Address of a spec-lite file on the Science Archive Server, data releases 13 to 17; run2d as in the catalogue."
+    if not 13 <= dr <= 17: raise ConfigError(f"addresses are known for data releases 13 to 17, not {dr}")
+    home = "eboss" if str(run2d).startswith("v") else "sdss"
+    name = f"spec-{plate:04d}-{mjd:05d}-{fiber:04d}.fits"
+    return f"https://data.sdss.org/sas/dr{dr}/{home}/spectro/redux/{run2d}/spectra/lite/{plate:04d}/{name}"
+
+
+def query_sdss(
+    ra: float | None = None,  # degrees, ICRS
+    dec: float | None = None,
+    *,
+    radius_arcsec: float = 2.0,
+    plate: int | None = None,  # instead of a position: a plate, and an MJD and fibre on it
+    mjd: int | None = None,
+    fiber: int | None = None,
+    dr: int = 17,
+) -> Table:
+    "Spectra SDSS has at a position or on a plate: plate, mjd, fiber, run2d, ra, dec, z, class, url. Needs a network."
+    if (ra is None or dec is None) == (plate is None): raise ConfigError("ask for ra and dec, or for a plate")
+    try:
+        from astroquery.sdss import SDSS
+    except ImportError as error:
+        raise ConfigError("query_sdss needs astroquery: pip install spectral-core[query]") from error
+    fields = ["plate", "mjd", "fiberID", "run2d", "ra", "dec", "z", "class"]
+    if plate is None:
+        from astropy.coordinates import SkyCoord
+
+        where = SkyCoord(ra, dec, unit="deg")
+        radius = radius_arcsec * u.arcsec
+        found = SDSS.query_region(where, radius=radius, spectro=True, specobj_fields=fields, data_release=dr)
+    else:
+        found = SDSS.query_specobj(plate=plate, mjd=mjd, fiberID=fiber, fields=fields, data_release=dr)
+    if found is None: return Table(names=[*(f.removesuffix("ID") for f in fields), "url"])
+    found.rename_column("fiberID", "fiber")
+    found["url"] = [sdss_url(r["plate"], r["mjd"], r["fiber"], r["run2d"], dr) for r in found]
+    return found
+
+
+def download_sdss(urls: str | Sequence[str], folder: str | Path, *, progress: bool = True) -> list[Path]:
+    "Fetch spec files (`query_sdss(...)['url']`) into `folder`, whole or not at all; what is there already is kept."
+    urls = [urls] if isinstance(urls, str) else [str(url) for url in urls]
+    paths = [Path(folder) / url.rsplit("/", 1)[-1] for url in urls]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tqdm(unit="B", unit_scale=True, disable=not progress) as bar:
+        for url, path in zip(urls, paths, strict=True):
+            if path.exists(): continue
+            download(url, path, bar=bar)
+            read_fits(path)
     return paths
