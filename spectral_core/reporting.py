@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .core import RunError, atomic_write
 from .results import VERDICTS, read_results
@@ -122,7 +123,7 @@ def _title(results: dict) -> str:
 def _links(folder: Path, results: dict, beside: Path) -> str:
     "Links to the executed notebook and the catalogues, relative to the page."
     names = [f"{results['chapter'][:2]}_executed.ipynb", "results.json", *results.get("catalogues", [])]
-    links = {n: html.escape(os.path.relpath(folder / n, beside), quote=True) for n in names if (folder / n).exists()}
+    links = {n: quote(os.path.relpath(folder / n, beside)) for n in names if (folder / n).exists()}
     return " · ".join(f'<a href="{link}">{name}</a>' for name, link in links.items())
 
 
@@ -144,7 +145,7 @@ def _run_section(folder: Path, results: dict, beside: Path) -> str:
 
 def _anchor(folder: Path) -> str:
     "The folder's name as the section's id."
-    return html.escape(Path(folder).resolve().name, quote=True)
+    return quote(Path(folder).resolve().name)
 
 # %% ../nbs/82_reporting.ipynb #d6b238c2
 def _overview(runs: dict[Path, dict]) -> str:

@@ -18,10 +18,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .core import ConfigError, RunError, atomic_write, nearest, sha256_of, write_json
 
 # %% auto #0
-__all__ = ['VERDICTS', 'STAGING', 'verdict', 'read_claims', 'publish_run', 'ChapterRun', 'read_results']
+__all__ = ['VERDICTS', 'STAGING', 'verdict', 'read_claims', 'publish_run', 'table_format', 'write_table', 'ChapterRun',
+           'read_results']
 
 # %% ../nbs/79_results.ipynb #cacec15e
 _RULES = {
@@ -120,6 +123,27 @@ def _save_figure(figure: Any, path: Path, mock: bool) -> None:
 
         display(Image(data=path.read_bytes()))  # the saved file itself, whatever the backend
 
+# %% ../nbs/79_results.ipynb #7ca0dbf1
+_FORMATS = {".fits": "fits", ".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".parquet": "parquet"}
+_ASCII = str.maketrans({"×": "x", "−": "-", "–": "-", "²": "2", "Å": "A", "χ": "chi", "σ": "sigma"})
+
+
+def table_format(path: str | Path) -> str:
+    "The astropy format for a file name; ConfigError for an unknown suffix."
+    suffix = Path(path).suffix.lower()
+    if suffix not in _FORMATS: raise ConfigError(f"{path}: a table can be written as {', '.join(_FORMATS)}")
+    return _FORMATS[suffix]
+
+
+def write_table(table: Any, path: str | Path) -> Path:
+    "Write an astropy Table in one piece, in the format its suffix names, units kept; returns the path."
+    kind, table = table_format(path), table.copy(copy_data=False)
+    for name in [n for n in table.colnames if kind == "fits" and table[n].dtype.kind == "U"]:
+        plain = [text.translate(_ASCII).encode("ascii", "replace") for text in table[name].tolist()]
+        table[name] = np.array(plain, dtype="S")
+    with atomic_write(path) as temporary: table.write(temporary, format=kind)
+    return Path(path)
+
 # %% ../nbs/79_results.ipynb #c697483f
 class ChapterRun:
     "The book of one run of a chapter: what goes into `results.json`, `figures/` and the catalogues."
@@ -163,7 +187,9 @@ class ChapterRun:
 
     def catalogue(self, table: Any, name: str = "catalogue") -> None:
         "Save an astropy Table as `<name>.fits` and `<name>.parquet`, units kept."
-        self.catalogues += _save_table(table, self.staging, name)
+        names = [f"{name}.fits", f"{name}.parquet"]
+        for file in names: write_table(table, self.staging / file)
+        self.catalogues += names
 
     def finish(self) -> dict:
         "Write `results.json`; without a runner, publish the run. Returns the results."
@@ -185,14 +211,6 @@ def _record_claim(run: ChapterRun, id: str, ours: float, interval: Sequence[floa
     return word
 
 # %% ../nbs/79_results.ipynb #38e50831
-def _save_table(table: Any, folder: Path, name: str) -> list[str]:
-    "FITS for astronomers, Parquet for everybody else; returns the file names."
-    names = [f"{name}.fits", f"{name}.parquet"]
-    for file in names:
-        with atomic_write(folder / file) as temporary: table.write(temporary)
-    return names
-
-
 def _finish(run: ChapterRun) -> dict:
     "The work of `ChapterRun.finish`."
     p = run.parameters
