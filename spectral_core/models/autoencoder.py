@@ -30,7 +30,7 @@ _RELEASED = {"sdss": (2359.0, 9332.0, 7000), "desi": (2000.0, 9824.0, 9780)}  # 
 
 
 def rest_grid(survey: Survey, kind: str = "native") -> Grid:
-    "The rest-frame grid of a model for `survey`: 'native' (1e-4 dex), or 'linear' / 'log' with the released range and size."
+    "The rest-frame grid of a model: 'native' (1e-4 dex), or 'linear' / 'log' with the released range and size."
     if kind == "native":
         step, wave = 1e-4, survey.grid.wave
         low = np.log10(wave[0]) - (ceil(np.log10(1 + survey.z_max) / step) + 1) * step
@@ -43,12 +43,21 @@ def rest_grid(survey: Survey, kind: str = "native") -> Grid:
     return Grid(kind, float(first), float(last - first) / (n - 1), n)
 
 # %% ../../nbs/40_models.autoencoder.ipynb #26bb59e9
+_WORDS = {
+    "encoder": ("compact", "spender"),
+    "frame": ("observed", "rest"),
+    "rest": ("native", "linear", "log"),
+    "family": ("paper", "scale_free"),
+    "weighting": ("code", "text"),
+}
+
+
 @dataclass(frozen=True)
 class AutoencoderConfig(Config):
     "Networks and losses of a `RedshiftAutoencoder`; the defaults of the losses are Liang+23's."
 
     encoder: str = "compact"  # or "spender": §3 and the released weights
-    frame: str = "observed"  # what the encoder sees (§3); "rest" places it on the rest lattice by whole pixels, from the known z
+    frame: str = "observed"  # what the encoder sees (§3); "rest": moved to the rest lattice by whole pixels, known z
     rest: str = "native"  # or "linear" (the paper's 7000 pixels), "log"
     hidden: tuple[int, ...] = (64, 256, 128)  # decoder widths; the paper's are (256, 512, 1024)
     activation: str = "silu"  # of the decoder; the paper's is "leaky_relu"
@@ -60,9 +69,7 @@ class AutoencoderConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        allowed = {"encoder": ("compact", "spender"), "frame": ("observed", "rest"), "rest": ("native", "linear", "log"),
-                   "family": ("paper", "scale_free"), "weighting": ("code", "text")}
-        for name, words in allowed.items():
+        for name, words in _WORDS.items():
             if getattr(self, name) not in words:
                 raise ConfigError(f"AutoencoderConfig.{name} is one of {', '.join(words)}, not {getattr(self, name)!r}")
 
@@ -95,7 +102,7 @@ def disturb(
 
 
 def augment(batch: Batch, survey: Survey, *, noise: float = 0.2, generator: torch.Generator | None = None) -> Batch:
-    """The same spectra as if observed at other redshifts, uniform in [0, z_max] (Liang+23 §3.1), with noise and a masked block.
+    """The same spectra as if observed at other redshifts, uniform in [0, z_max] (Liang+23 §3.1), and disturbed.
 
     Where z_max < 0.01 (stars) the new redshifts are uniform in ±z_max/2. Nothing is extrapolated: weight and flux 0 outside.
     """
@@ -111,14 +118,14 @@ def augment(batch: Batch, survey: Survey, *, noise: float = 0.2, generator: torc
 
 # %% ../../nbs/40_models.autoencoder.ipynb #fca5643b
 def _extra_sigma(survey: Survey, target: Survey) -> np.ndarray:
-    "Gaussian σ in pixels (m,) by which `target`'s resolution is wider than `survey`'s, on target's grid; 0 where it's finer."
+    "Gaussian σ in pixels (m,) by which `target` is less sharp than `survey`, on target's grid; 0 where it's sharper."
     wave, edges = target.grid.wave, target.grid.edges
     extra = np.clip(target.sigma_kms(wave) ** 2 - survey.sigma_kms(wave) ** 2, 0, None)
     return np.sqrt(extra) / 299792.458 * wave / np.diff(edges)
 
 
 def broaden(x: Tensor, sigma: np.ndarray, n_kernel: int = 4) -> Tensor:
-    "Rows (n, m) smoothed by Gaussians of `sigma` (m,) pixels that change along the row; edges keep their level; differentiable."
+    "Rows (n, m) smoothed by Gaussians of `sigma` (m,) pixels that change along the row; edges keep their level."
     if not (sigma > 0).any(): return x
     nodes = np.linspace(0, max(sigma.max() ** 2, 1.0), n_kernel)
     half = ceil(4 * nodes[-1] ** 0.5)
@@ -160,7 +167,7 @@ class RedshiftAutoencoder(nn.Module):
     def encode(self, flux: Tensor, weight: Tensor, z: Tensor | None = None) -> Tensor:
         "Latents (n, S) of normalised `flux` and `weight` (n, m); `z` (n,) is used, and needed, where config.frame is 'rest'."
         if flux.shape[-1] != self.survey.grid.n:
-            raise SpectrumError(f"this model reads {self.survey.name} spectra, {self.survey.grid}; got {flux.shape[-1]} pixels")
+            raise SpectrumError(f"this model reads spectra on a {self.survey.grid}; got {flux.shape[-1]} pixels")
         if self.config.frame == "rest":
             flux, weight = self._place(torch.where(weight > 0, flux, 0), weight, z)
         return self.encoder(flux, weight)
@@ -190,7 +197,7 @@ class RedshiftAutoencoder(nn.Module):
         if c.weighting == "text": weight = rest_weight(batch.weight, batch.z, self.rest, self.survey.grid)
         else:
             weight = self.window
-            low, high = (int(p) for p in np.clip(np.ceil(self.rest.pixel(np.array([4000.0, 7000.0]))), 0, self.rest.n))
+            low, high = np.clip(np.ceil(self.rest.pixel(np.array([4000.0, 7000.0]))), 0, self.rest.n).astype(int)
             rest = rest / rest[:, low:high].median(1, keepdim=True).values.clamp(min=0.1)
         return similarity_loss(latents, rest, weight, k0=c.k0, k1=c.k1 * anneal(progress), family=c.family)
 

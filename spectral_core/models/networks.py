@@ -28,8 +28,8 @@ class SpeculatorActivation(nn.Module):
 # %% ../../nbs/39_models.networks.ipynb #f0a976c2
 def _perceptron(widths: list[int], activations: list[nn.Module]) -> nn.Sequential:
     "Linear, activation, nothing; again and again: the places of the layers in the released files."
-    layers = [[nn.Linear(a, b), act, nn.Identity()] for a, b, act in zip(widths[:-1], widths[1:], activations, strict=True)]
-    return nn.Sequential(*sum(layers, []))
+    steps = zip(widths[:-1], widths[1:], activations, strict=True)
+    return nn.Sequential(*(layer for a, b, act in steps for layer in (nn.Linear(a, b), act, nn.Identity())))
 
 # %% ../../nbs/39_models.networks.ipynb #385fe76d
 def _attend(features: Tensor) -> Tensor:
