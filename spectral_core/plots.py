@@ -137,7 +137,7 @@ def plot_outliers(
 ) -> Figure:
     "The top of a ranking: spectra, models, zooms, and the numbers that put them there (Liang+23 Fig. 6)."
     if len(ranked) != len(spectra) or (np.asarray(ranked["id"]) != spectra.id).any():
-        raise SpectrumError("the table's ids are not those of the spectra: pass spectra[ranked['row']] and the same rows")
+        raise SpectrumError("the table's ids are not those of the spectra: pass spectra[ranked['row']]")
     return plot_spectrum(spectra, reconstruction, titles=[_caption(r) for r in ranked], zooms=zooms, max_rows=max_rows)
 
 # %% ../nbs/80_plots.ipynb #29fa12ef

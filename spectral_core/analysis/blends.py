@@ -56,7 +56,7 @@ def remove_continuum(flux: np.ndarray, weight: np.ndarray, width: int = 201) -> 
 
 # %% ../../nbs/66_analysis.blends.ipynb #f4807a49
 def _shifted(templates: Templates, grid: Grid, low: int, high: int, width: int) -> np.ndarray:
-    "Templates without continuum on the rest lattice that shifts of low … high pixels bring onto `grid`: (T, m + high − low)."
+    "Templates without continuum on the rest lattice that low … high pixels of shift bring onto `grid`: (T, m + high − low)."
     wave = 10 ** (grid.first + grid.step * np.arange(-high, grid.n - low))
     flux = np.stack([np.interp(wave, templates.wave, f, left=np.nan, right=np.nan) for f in templates.flux])
     known = np.isfinite(flux)
@@ -104,7 +104,7 @@ def second_redshift(
     shifted, shift = _shifted(templates, grid, low, high, width), np.arange(high, low - 1, -1)
     gap, out = int(np.ceil(exclude_kms / 299792.458 / np.log(10) / grid.step)), []
     own = np.full(len(residual), np.inf) if z is None else np.log10(1 + np.asarray(z, dtype=np.float64)) / grid.step
-    for rows in np.array_split(np.arange(len(residual)), len(residual) // 64 + 1):  # 64 rows × templates × shifts: 10 MB
+    for rows in np.array_split(np.arange(len(residual)), len(residual) // 64 + 1):  # × templates × shifts: 10 MB
         weight = np.asarray(ivar[rows], dtype=np.float64)
         clean = remove_continuum(np.asarray(residual[rows], dtype=np.float64), weight, width)
         excess = np.maximum((weight * clean**2).sum(axis=1) / np.maximum((weight > 0).sum(axis=1), 1), 1.0)

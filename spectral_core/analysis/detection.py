@@ -48,7 +48,7 @@ def auc(
     level: float = 0.95,
     seed: int = 0,
 ) -> Auc:
-    "AUC with its bootstrap interval; NaN scores are left out, +inf counts as the highest. All NaN where a side is empty."
+    "AUC with its bootstrap interval; NaN scores are left out, +inf is the highest. NaN where a side is empty."
     positive, ordinary = _known(score_positive), _known(score_negative)
     p, n = len(positive), len(ordinary)
     if not p or not n: return Auc(np.nan, np.nan, np.nan, p, n)
@@ -89,8 +89,8 @@ def recall_at_budget(
 ) -> Table:
     """Recall per group at the threshold that `budget` of the ordinary rows exceed, and AUC against the ordinary rows.
 
-    Columns: group, n, flagged (no score, counted as caught), caught, recall, low, high (`level`), auc, auc_low, auc_high
-    of the scored; the last row, "all", holds all outliers. `meta`: threshold, budget, ordinary, ordinary_flagged.
+    Columns: group, n, flagged (no score, counted as caught), caught, recall, low, high (`level`); of the scored auc, auc_low,
+    auc_high. The last row, "all", holds all outliers. `meta`: threshold, budget, ordinary, ordinary_flagged.
     """
     score, is_outlier, group = np.asarray(score, float), np.asarray(is_outlier, bool), np.asarray(group, str)
     if not len(score) == len(is_outlier) == len(group): raise DataError("score, is_outlier and group differ in length")
