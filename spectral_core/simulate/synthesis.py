@@ -93,12 +93,14 @@ def starlight(
     a_v_gas: Tensor,  # (n,) mag towards young stars and gas
     slope: Tensor,  # (n,)
     nebula_yield: Tensor | float = 0.7,  # share of the ionising photons that reach gas
+    alpha: Tensor | None = None,  # (n,) enhancement of the α elements, 1 for a massive early type
 ) -> Tensor:
     "Continuum (n, L) in L☉/Å per M☉ formed on FINE: stars and nebular continuum behind dust; differentiable."
     n, length = len(weights), ssp.stars.shape[-1]
     young, old = weights[:, :, :N_YOUNG].reshape(n, -1), weights[:, :, N_YOUNG:].reshape(n, -1)
     nebula = torch.as_tensor(nebula_yield, dtype=young.dtype, device=young.device).expand(n)[:, None]
     clear = old @ ssp.stars[:, N_YOUNG:].reshape(-1, length)
+    if alpha is not None: clear = clear * (1 + ssp.correction[0] + alpha[:, None] * ssp.correction[1])
     veiled = torch.cat([young, young * nebula], 1) @ torch.cat([ssp.stars[:, :N_YOUNG], ssp.nebula]).reshape(-1, length)
     knots = torch.as_tensor(FINE.wave[::_KNOTS], dtype=clear.dtype, device=clear.device)
     diffuse = attenuation(knots, a_v, slope)
@@ -140,7 +142,7 @@ _QSO = ("qso_slope", "qso_a_v", "qso_fwhm", "qso_ew_hbeta", "qso_balmer", "qso_i
 def rest_light(ssp: SSPGrid, weights: Tensor, truth: Table | dict[str, np.ndarray]) -> Tensor:
     "Continuum (n, L) in L☉/Å per M☉ formed on FINE, broad-line nuclei included."
     col = lambda name: torch.as_tensor(np.asarray(truth[name], float), dtype=weights.dtype, device=weights.device)
-    light = starlight(ssp, weights, col("a_v"), col("a_v_gas"), col("dust_slope"), col("ha_yield"))
+    light = starlight(ssp, weights, col("a_v"), col("a_v_gas"), col("dust_slope"), col("ha_yield"), col("alpha"))
     light = light * _sodium(col("nad_ew"), ssp)
     rows = torch.as_tensor(np.flatnonzero(np.asarray(truth["qso_strength"]) > 0), device=light.device)
     if len(rows):
