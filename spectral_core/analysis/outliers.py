@@ -115,7 +115,8 @@ def tail_rank(value: np.ndarray, sample: np.ndarray) -> np.ndarray:
     top = max(k // 10, 1)
     scale = np.maximum((sample[:, :top] - sample[:, top : top + 1]).mean(axis=1, keepdims=True), 1e-12)
     beyond = np.exp(np.minimum(sample[:, :1] - value, 0) / scale)
-    return (np.select([r == 0, r == k], [beyond, k + 1.0], r + part) / (k + 1))[:, 0]
+    p = np.select([r == 0, r == k], [beyond, k + 1.0], r + part)
+    return (np.maximum(p, (sample >= value).sum(axis=1, keepdims=True)) / (k + 1))[:, 0]  # ties count as exceeding
 
 # %% ../../nbs/60_analysis.outliers.ipynb #8f7d6ef8
 @dataclass(frozen=True)

@@ -1,0 +1,63 @@
+"""Maps, boxes and estimates from neighbours."""
+
+import numpy as np
+import pytest
+
+from spectral_core.analysis.embedding import box_around, estimate_from_neighbours, umap_embedding
+from spectral_core.core import DataError
+
+rng = np.random.default_rng(0)
+
+
+def test_umap_keeps_clusters_rows_and_its_seed():
+    latents = np.repeat(10 * np.eye(3, 6), 25, axis=0) + 0.1 * rng.standard_normal((75, 6))
+    latents[40] = np.nan
+    first = umap_embedding(latents, seed=1)
+    assert first.shape == (75, 2) and np.flatnonzero(np.isnan(first[:, 0])).tolist() == [40]
+    assert np.array_equal(first, umap_embedding(latents, seed=1), equal_nan=True)
+    kind = np.repeat(np.arange(3), 25)
+    centres = np.array([np.nanmean(first[kind == k], axis=0) for k in range(3)])
+    nearest = np.linalg.norm(first[:, None] - centres, axis=2).argmin(axis=1)
+    assert (nearest == kind)[np.isfinite(first[:, 0])].all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 16])
+def test_fault_15_too_few_for_a_map(n):
+    with pytest.raises(DataError, match="too few"): umap_embedding(np.zeros((n, 6)))
+
+
+def test_box_holds_what_it_promises():
+    xy = rng.standard_normal((500, 2))
+    xy[3] = np.nan
+    for n in (1, 40, 499):
+        box = box_around(xy, xy[0], n)
+        assert box.contains(xy).sum() == n and box.contains(xy)[0]
+        assert np.ptp([box.low, box.high], axis=0)[0] == pytest.approx(np.ptp([box.low, box.high], axis=0)[1])
+    for n in (0, 500):
+        with pytest.raises(DataError, match="a box of"): box_around(xy, (0, 0), n)
+
+
+def test_neighbours_reproduce_a_smooth_property():
+    known, new = rng.uniform(-1, 1, (4000, 3)), rng.uniform(-0.8, 0.8, (200, 3))
+    property_ = lambda s: np.stack([s[:, 0] + s[:, 1], s[:, 2] ** 2], axis=1)
+    values = property_(known) + 0.1 * rng.standard_normal((4000, 2))
+    found = estimate_from_neighbours(known, values, new, k=20)
+    error = found.median - property_(new)
+    assert (np.abs(error).mean(axis=0) < 0.1).all() and found.median.shape == (200, 2)
+    assert found.scatter.mean(axis=0) == pytest.approx(0.13, abs=0.05)  # the error of the values, and the slope
+    assert (found.distance > 0).all()
+
+
+def test_unknown_values_and_broken_latents():
+    known, values = rng.standard_normal((100, 6)), np.arange(100.0)
+    values[50:] = np.nan
+    found = estimate_from_neighbours(known, values, np.r_[known[60:62], np.full((1, 6), np.nan)], k=5)
+    assert (found.median[:2] < 50).all() and np.isnan(found.median[2])
+    with pytest.raises(DataError, match="too few"): estimate_from_neighbours(known, np.full(100, np.nan), known)
+    with pytest.raises(DataError, match="values for"): estimate_from_neighbours(known, values[:3], known)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_fault_15_few_new_spectra(n):
+    known = rng.standard_normal((50, 6))
+    assert estimate_from_neighbours(known, known[:, 0], known[:n], k=3).median.shape == (n,)
