@@ -38,6 +38,7 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th { text-align: left; border-bottom: 2px solid #79747e; }
 td, th { padding: .3rem .6rem .3rem 0; vertical-align: top; }
 td { border-bottom: 1px solid #e2e2e6; overflow-wrap: anywhere; }
+.number { white-space: nowrap; }
 .verdict { font-weight: 600; white-space: nowrap; }
 .reproduced { color: #146c2e; } .same-sign { color: #8a5000; }
 .mock-cannot-test { color: #4a5a70; } .contradicted { color: #b3261e; }
@@ -88,7 +89,7 @@ def _claims_table(results: dict) -> str:
     rows = []
     for claim in results["claims"]:
         ours = _text(claim["ours"])
-        if claim.get("interval"): ours += f' <small>[{_text(claim["interval"])}]</small>'
+        if claim.get("interval"): ours += f' <small class="number">[{_text(claim["interval"])}]</small>'
         what = f'{html.escape(claim["what"])} <small>{html.escape(claim["where"])}</small>'
         reason = f'<br><small>{html.escape(claim["reason"])}</small>' if claim.get("reason") else ""
         rows.append([what, _text(claim["paper"]), ours, _tolerance(claim), _word(claim["verdict"]) + reason])
@@ -130,7 +131,7 @@ def _links(folder: Path, results: dict, beside: Path) -> str:
 def _run_section(folder: Path, results: dict, beside: Path) -> str:
     "One run: header, claims, figures, metrics, and what made it."
     chips = [f"{k} {_text(results['parameters'].get(k))}" for k in ("profile", "source", "train", "seed")]
-    chips.append(f"{_text(results['seconds'])} s")
+    chips.append(f"{_text(results['seconds'])}&nbsp;s")
     note = '<p class="note">Simulated data: the numbers and pictures come from the project\'s own mock survey.</p>'
     made = _flat({"parameters": results["parameters"], "versions": results["versions"]})
     return "".join([
@@ -156,7 +157,7 @@ def _overview(runs: dict[Path, dict]) -> str:
         words = " · ".join(_word(v, f"{counts[v]} {v}") for v in VERDICTS if counts[v])
         data = f"{_text(results['profile'])}, {_text(results['source'])}, seed {_text(results['seed'])}"
         name = f'<a href="#{_anchor(folder)}">{_title(results)}</a>'
-        rows.append([name, data, f"{_text(results['seconds'])} s", words or "–"])
+        rows.append([name, data, f"{_text(results['seconds'])}&nbsp;s", words or "–"])
     return _table(["chapter", "run", "time", "verdicts"], rows)
 
 

@@ -84,10 +84,11 @@ class _Standardised(nn.Module):
         Rows that are not finite are left out; a constant feature raises DataError. `fit` calls this at its start.
         """
         if not isinstance(x, Tensor): x, context = x
-        self.shift, self.scale = _moments(x, self.shift, "feature")
-        if len(self.context_shift):
-            self.context_shift, self.context_scale = _moments(context, self.context_shift, "context feature")
-        self.standardised = torch.ones_like(self.standardised)
+        pairs = [(self.shift, self.scale, x, "feature")]
+        if len(self.context_shift): pairs.append((self.context_shift, self.context_scale, context, "context feature"))
+        for shift, scale, data, what in pairs:
+            for buffer, moment in zip((shift, scale), _moments(data, shift, what)): buffer.copy_(moment)
+        self.standardised.fill_(True)
         return self
 
     def _scaled_context(self, context: Tensor | None, n: int) -> Tensor | None:

@@ -1,0 +1,86 @@
+"""Files in, a ranking out: every file has its row, whatever is in it."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from astropy.table import Table
+
+from spectral_core.archives.sdss import read_sdss, write_sdss
+from spectral_core.core import ConfigError, DataError, Flag, assets_dir
+from spectral_core.models.autoencoder import RedshiftAutoencoder
+from spectral_core.models.flows import MaskedAutoregressiveFlow
+from spectral_core.scoring import score
+from spectral_core.simulate.mock import mock_survey
+
+
+@pytest.fixture(scope="module")
+def own():
+    "An untrained model: it ranks like a fool, but it ranks, and always alike."
+    torch.manual_seed(0)
+    return RedshiftAutoencoder("sdss", n_latent=2).eval(), MaskedAutoregressiveFlow(2).eval()
+
+
+@pytest.fixture(scope="module")
+def mock():
+    return mock_survey("sdss", n=12, seed=0)
+
+
+@pytest.fixture
+def folder(mock, tmp_path):
+    "Twelve good files, and what befalls files: cut short, an error page, a copy, no redshift, no pixels."
+    (tmp_path / "in" / "more").mkdir(parents=True)
+    paths = write_sdss(mock, tmp_path / "in")
+    shutil.copy(paths[0], tmp_path / "in" / "more" / "copy.fits")
+    (tmp_path / "in" / "more" / "cut.fits").write_bytes(paths[1].read_bytes()[:6000])
+    (tmp_path / "in" / "more" / "page.fits").write_text("<html>Not found</html>")
+    doubtful = mock_survey("sdss", n=2, seed=1)
+    z, ivar = doubtful.z.copy(), doubtful.ivar.copy()
+    z[0], ivar[1] = np.nan, 0
+    write_sdss(doubtful.replace(z=z, ivar=ivar), tmp_path / "in")
+    return tmp_path / "in"
+
+
+def test_every_file_has_one_row_and_every_odd_row_a_reason(folder, own, mock):
+    table = score(folder, own, progress=False)
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.fits"))
+    assert sorted(table["file"]) == files and len(files) == 17
+    row = {name: table[table["file"] == name][0] for name in files}
+    assert [row[f"more/{n}.fits"]["list"] for n in ("cut", "page")] == ["not read"] * 2
+    assert "truncated" in row["more/cut.fits"]["reason"] and "HTML" in row["more/page.fits"]["reason"]
+    assert sum(table["reason"] == "the same observation as another file") == 1
+    unranked = table[table["list"] != "ranked"]
+    assert (unranked["rank"] == -1).all() and all(unranked["reason"])
+    flagged = table[table["list"] == "flagged"]
+    assert sorted(flagged["flag"] & Flag.FATAL) == [Flag.NODATA, Flag.BAD_Z] or len(flagged) == 2
+    assert np.isnan(flagged["neg_log_prob"]).all()
+    assert list(table["rank"][table["rank"] > 0]) == list(range(1, sum(table["list"] == "ranked") + 1))
+    assert set(mock.id) <= set(table["id"])
+
+
+def test_the_order_of_the_files_does_not_matter_and_spectra_do_as_well(folder, own):
+    paths = sorted(p for p in folder.glob("*.fits"))
+    one, other = score(paths, own, progress=False), score(paths[::-1], own, progress=False)
+    assert list(one["id"]) == list(other["id"])
+    np.testing.assert_allclose(one["neg_log_prob"], other["neg_log_prob"], rtol=1e-5)
+    spectra = score(read_sdss(paths), own)
+    assert list(spectra["id"]) == list(one["id"])
+
+
+@pytest.mark.parametrize("suffix", ["fits", "ecsv", "csv", "parquet"])
+def test_the_table_on_disk_is_the_table(folder, own, tmp_path, suffix):
+    table = score(folder, own, out=tmp_path / f"ranked.{suffix}", progress=False)
+    back = Table.read(tmp_path / f"ranked.{suffix}")
+    assert back.colnames == table.colnames and list(back["id"]) == list(table["id"])
+    assert [str(r)[:20] for r in back["list"]] == list(table["list"])
+
+
+def test_bad_requests(folder, own, tmp_path):
+    with pytest.raises(ConfigError, match="written as .fits"): score(folder, own, out=tmp_path / "ranked.txt")
+    with pytest.raises(ConfigError, match="autoencoder, flow"): score(folder, own[:1])
+    with pytest.raises(DataError): score(tmp_path / "nowhere", own)
+    with pytest.raises(DataError, match="none of the 1 files"): score(folder / "more" / "page.fits", own, progress=False)
+
+
+SHIPPED = pytest.mark.skipif(not list(assets_dir().glob("sdss*")), reason="the shipped model is not made yet")
