@@ -19,7 +19,7 @@ run_id: str = ""  # filled in by the strict runner
 profile: str = "demo"  # smoke, demo or paper
 source: str = "mock"  # what is ranked: mock or sdss
 train: str = "mock"  # what is trained on: mock, or source (begin with the mock, go on with the real spectra)
-data: str = ""  # a folder or files of your own spectra for source="sdss"
+data: str = ""  # a folder or files of your own spectra, for source sdss
 seed: int = 0
 device: str = "auto"
 out: str = "runs/01"
