@@ -51,7 +51,7 @@ def _models(model: str | tuple) -> tuple[RedshiftAutoencoder, Flow, TailCalibrat
     if not isinstance(model, str):
         if len(model) not in (2, 3): raise ConfigError("model is a name, or (autoencoder, flow[, calibration])")
         return (*model, None)[:3]
-    calibration = assets_dir() / f"{model}_tail.safetensors"
+    calibration = assets_dir() / f"{model}_flow" / "tail.safetensors"
     return load(model), load(f"{model}_flow"), load_calibration(calibration) if calibration.is_file() else None
 
 
