@@ -34,11 +34,11 @@ class SpectrumFile(NamedTuple):
     facts: dict[str, Any]
 
 
-PIPELINE_LINES = {"H_alpha": "h_alpha", "H_beta": "h_beta", "[O_III] 5007": "oiii_5007", "[N_II] 6583": "nii_6584"}
+PIPELINE_LINES = {"H_alpha": "halpha", "H_beta": "hbeta", "[O_III] 5007": "oiii_5007", "[N_II] 6583": "nii_6584"}
 FACTS = {"file": "", "layout": "", "plate": 0, "mjd": 0, "fiber": 0, "ra": np.nan, "dec": np.nan, "z": np.nan}
 FACTS |= {"z_err": np.nan, "zwarning": 0, "class": "", "subclass": "", "source_type": "", "program": "", "run2d": ""}
 FACTS |= {"sn_pipeline": np.nan, "object_id": -1, "cropped": 0, "rebinned": False}
-FACTS |= {f"{line}_{what}": np.nan for line in PIPELINE_LINES.values() for what in ("flux", "flux_err", "ew")}
+FACTS |= {f"{what}_{line}": np.nan for line in PIPELINE_LINES.values() for what in ("flux", "flux_err", "ew")}
 
 
 def _first(hdus: Sequence[HDU], keys: Sequence[str], default: Any) -> Any:
@@ -71,7 +71,7 @@ def _lines(hdu: HDU | None) -> dict[str, float]:
     rows = {name: i for i, name in enumerate(hdu.column("linename"))}
     columns = {"flux": "linearea", "flux_err": "linearea_err", "ew": "lineew"}
     found = {PIPELINE_LINES[name]: row for name, row in rows.items() if name in PIPELINE_LINES}
-    return {f"{line}_{what}": float(hdu.data[c][row]) for line, row in found.items() for what, c in columns.items()}
+    return {f"{what}_{line}": float(hdu.data[c][row]) for line, row in found.items() for what, c in columns.items()}
 
 # %% ../../nbs/19_archives.layouts.ipynb #e47bcd25
 def _spec(path: Path, hdus: list[HDU]) -> SpectrumFile:

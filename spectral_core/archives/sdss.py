@@ -153,7 +153,7 @@ def _assemble(rows: list, skipped: list, survey: Survey, dedupe: str | None) -> 
     id, object_id = _identify(table)
     keep = _drop_repeated(id, table["file"], dedupe)
     flux, ivar, mask = (np.stack([rows[i][k] for i in keep]) for k in range(3))
-    repeated = sorted(set(table["file"]) - set(table["file"][keep]))
+    repeated = [str(name) for name in np.delete(table["file"], keep)]
     table = table[keep]
     flag = np.where(table["cropped"] > 0, Flag.CROPPED, 0) | np.where(table["rebinned"], Flag.REBINNED, 0)
     table.remove_columns(["object_id", "rebinned"])
@@ -187,11 +187,13 @@ def _tables(spectra: Spectra) -> tuple[dict[str, np.ndarray], dict[str, np.ndarr
     info = {"PLATE": plate.astype(wide), "MJD": mjd.astype("i4"), "FIBERID": fiber.astype("i4"), "Z": spectra.z}
     info |= {"PLUG_RA": _column(table, "ra", n, np.nan), "PLUG_DEC": _column(table, "dec", n, np.nan)}
     info |= {"Z_ERR": _column(table, "z_err", n, 0.0), "ZWARNING": _column(table, "zwarning", n, 0).astype("i4")}
-    texts = {"CLASS": ("class", "GALAXY"), "SUBCLASS": ("subclass", ""), "SOURCETYPE": ("source_type", "GALAXY")}
-    texts |= {"RUN2D": ("run2d", ""), "PROGRAMNAME": ("program", "")}
+    texts = {"SOURCETYPE": ("source_type", "GALAXY"), "RUN2D": ("run2d", ""), "PROGRAMNAME": ("program", "")}
     info |= {key: _column(table, name, n, default).astype(str) for key, (name, default) in texts.items()}
+    kind, subclass = (_column(table, name, n, "").astype(str) for name in ("class", "subclass"))
+    known = np.isin(kind, ("GALAXY", "QSO", "STAR", "SKY"))  # the mock's own classes become subclasses of GALAXY
+    info |= {"CLASS": np.where(known, kind, "GALAXY"), "SUBCLASS": np.where(known, subclass, np.char.upper(kind))}
     info |= {"SN_MEDIAN_ALL": _column(table, "sn_pipeline", n, np.nan)}
-    lines = {f"LINE{what}": [_column(table, f"{line}_{name}", n, 0.0) for line in PIPELINE_LINES.values()]
+    lines = {f"LINE{what}": [_column(table, f"{name}_{line}", n, 0.0) for line in PIPELINE_LINES.values()]
              for what, name in (("AREA", "flux"), ("AREA_ERR", "flux_err"), ("EW", "ew"))}
     return info, {key: np.stack(value, axis=1) for key, value in lines.items()}
 
