@@ -38,7 +38,7 @@ test: $(FETCHED)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 pretrained: $(FETCHED)
-	$(BIN)/spectral-core pretrained
+	$(BIN)/python -c "from spectral_core.shipping import ship_sdss; print(ship_sdss())"
 
 clean:
 	rm -rf $(VENV)
