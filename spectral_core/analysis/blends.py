@@ -19,8 +19,8 @@ from ..spectra.lines import line_wave
 from ..spectra.wavelength import Grid
 
 # %% auto #0
-__all__ = ['STRONG_LINES', 'Templates', 'mean_templates', 'remove_continuum', 'chi2_gain', 'second_redshift', 'near_lines',
-           'find_blends']
+__all__ = ['STRONG_LINES', 'Templates', 'mean_templates', 'join_templates', 'remove_continuum', 'chi2_gain', 'second_redshift',
+           'near_lines', 'find_blends']
 
 # %% ../../nbs/66_analysis.blends.ipynb #171e9a70
 class Templates(NamedTuple):
@@ -32,14 +32,25 @@ class Templates(NamedTuple):
 
 
 def mean_templates(wave: np.ndarray, flux: np.ndarray, label: np.ndarray) -> Templates:
-    "Mean rest spectrum of each class: flux (n, L) on `wave` (L,), label (n,); NaN pixels are left out, 0 where none."
+    "Mean rest spectrum of each class: flux (n, L) on `wave` (L,), label (n,); over the finite pixels, NaN without any."
     flux, label = np.asarray(flux, dtype=np.float64), np.asarray(label).astype(str)
     if flux.shape != (len(label), len(wave)):
         raise DataError(f"flux {flux.shape} for {len(label)} labels and {len(wave)} pixels")
     names = np.unique(label)
     known = np.isfinite(flux)
     member = (label == names[:, None]).astype(float)
-    return Templates(tuple(names), np.asarray(wave), member @ np.where(known, flux, 0) / np.maximum(member @ known, 1))
+    total, count = member @ np.where(known, flux, 0), member @ known
+    mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return Templates(tuple(names.tolist()), np.asarray(wave), mean)
+
+
+def join_templates(*sets: Templates) -> Templates:
+    "Templates with different wavelengths as one set on a log grid with the finest spacing; NaN outside each one's range."
+    step = min(np.diff(np.log10(t.wave)).min() for t in sets)
+    low, high = min(t.wave[0] for t in sets), max(t.wave[-1] for t in sets)
+    wave = 10 ** np.arange(np.log10(low), np.log10(high) + step / 2, step)
+    flux = [np.interp(wave, t.wave, f, left=np.nan, right=np.nan) for t in sets for f in t.flux]
+    return Templates(tuple(n for t in sets for n in t.names), wave, np.stack(flux))
 
 # %% ../../nbs/66_analysis.blends.ipynb #36c517e2
 def _running_sum(x: np.ndarray, width: int) -> np.ndarray:

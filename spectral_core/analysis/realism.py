@@ -63,19 +63,18 @@ def fit_components(spectra: Spectra, basis: Components, prior: float = 16.0) -> 
     rows, k = torch.as_tensor(design), len(design) - 1
     coefficients, chi2 = np.full((len(spectra), k), np.nan), np.full(len(spectra), np.nan)
     for part in np.array_split(np.flatnonzero(spectra.good), len(spectra) // 32 + 1):  # 32 × K × m doubles: 30 MB
-        some, n = spectra[part], len(part)
-        z = torch.as_tensor(np.repeat(some.z, k + 1))
-        moved, inside = resample_rest(rows.repeat(n, 1), basis.grid, spectra.survey.grid, z)
-        moved = moved.reshape(n, k + 1, -1).numpy()
-        weight = np.where(inside.reshape(n, k + 1, -1)[:, 0].numpy(), some.weight, 0.0)
-        mean, vectors = moved[:, 0], moved[:, 1:]
+        if not len(part): continue
+        flux, weight, z = (t.double() for t in spectra[part].to())
+        moved, inside = resample_rest(rows.repeat(len(part), 1), basis.grid, spectra.survey.grid, z.repeat_interleave(k + 1))
+        moved = moved.reshape(len(part), k + 1, -1)
+        weight = torch.where(inside[:: k + 1], weight, 0)
+        vectors, residual = moved[:, 1:], flux - moved[:, 0]
         weighted = vectors * weight[:, None]
-        normal = weighted @ vectors.transpose(0, 2, 1) + np.eye(k) / prior
-        c = np.linalg.solve(normal, weighted @ (some.flux - mean)[..., None])
-        residual = some.flux - mean - (c.transpose(0, 2, 1) @ vectors)[:, 0]
-        count = (weight > 0).sum(axis=1)
-        coefficients[part] = c[..., 0]
-        chi2[part] = np.where(count > 0, (weight * residual**2).sum(axis=1) / np.maximum(count, 1), np.nan)
+        normal = weighted @ vectors.mT + torch.eye(k) / prior
+        c = torch.linalg.solve(normal, weighted @ residual[..., None])
+        residual = residual - (c.mT @ vectors)[:, 0]
+        coefficients[part] = c[..., 0].numpy()
+        chi2[part] = ((weight * residual**2).sum(dim=1) / (weight > 0).sum(dim=1)).numpy()  # 0 / 0 is NaN
     return coefficients, chi2
 
 # %% ../../nbs/68_analysis.realism.ipynb #8fdbfc24
