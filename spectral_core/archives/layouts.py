@@ -14,8 +14,8 @@ import numpy as np
 from astropy import units as u
 
 from .fits import HDU, read_fits
-from ..core import DataError
-from ..spectra.wavelength import air_to_vacuum, check_wave
+from ..core import DataError, SpectrumError
+from ..spectra.wavelength import air_to_vacuum
 
 # %% auto #0
 __all__ = ['NODATA', 'BRIGHTSKY', 'PIPELINE_LINES', 'FACTS', 'SpectrumFile', 'read_spectrum']
@@ -65,9 +65,8 @@ def _class_of(source_type: str, fitted: str) -> str:
     return "SKY" if source_type.upper() == "SKY" else fitted.upper()
 
 
-def _lines(hdu: HDU | None) -> dict[str, float]:
+def _lines(hdu: HDU) -> dict[str, float]:
     "Flux, error (1e-17 erg/s/cm²) and rest equivalent width (Å, emission positive) of four lines from the line table."
-    if hdu is None or not {"linename", "linearea", "linearea_err", "lineew"} <= set(hdu.names): return {}
     rows = {name: i for i, name in enumerate(hdu.column("linename"))}
     columns = {"flux": "linearea", "flux_err": "linearea_err", "ew": "lineew"}
     found = {PIPELINE_LINES[name]: row for name, row in rows.items() if name in PIPELINE_LINES}
@@ -88,7 +87,8 @@ def _spec(path: Path, hdus: list[HDU]) -> SpectrumFile:
     facts |= {"run2d": value("run2d", ""), "program": value("programname", "")}
     facts |= {"sn_pipeline": value("sn_median_all", np.nan)}
     facts |= {"layout": "spec-full" if len(hdus) > 4 else "spec-lite", "object_id": _first(hdus, ["OBJGROUP"], -1)}
-    facts |= _lines(next((h for h in hdus[2:] if "linename" in h.names), None))
+    lines = next((h for h in hdus[2:] if "linename" in h.names), None)
+    facts |= _lines(_require(path, lines, ("linename", "linearea", "linearea_err", "lineew"), "HDU 3 (SPZLINE)"))
     loglam, flux, ivar = (coadd.column(name) for name in ("loglam", "flux", "ivar"))
     return SpectrumFile(loglam.astype("f8"), flux, ivar, coadd.column("and_mask"), facts)
 
@@ -155,7 +155,7 @@ def _vacuum(path: Path, hdu: HDU, name: str, wave: np.ndarray) -> np.ndarray:
     if name.startswith("log"): return wave
     wave = wave * _in_unit(path, hdu, name, u.AA)
     air = "obs.atmos" in str(hdu.of(name, "TUCD", "")) or str(hdu.get("AIRORVAC", "")).lower() == "air"
-    check_wave(wave)
+    if not (np.isfinite(wave) & (wave > 0)).all(): raise SpectrumError(f"{path}: column {name} holds no wavelengths")
     return np.log10(air_to_vacuum(wave) if air else wave)
 
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .fits import read_fits, write_fits
 from .layouts import BRIGHTSKY, FACTS, NODATA, PIPELINE_LINES, SpectrumFile, read_spectrum
-from ..core import ConfigError, DataError, Flag, SpectralError, seed_from
+from ..core import ConfigError, DataError, Flag, SpectralError, SpectrumError, seed_from
 from ..spectra.container import Spectra, group_positions
 from ..spectra.surveys import Survey, get_survey
 from ..spectra.wavelength import Grid, check_wave, rebin
@@ -43,7 +43,7 @@ def _place(grid: Grid, file: SpectrumFile) -> tuple[np.ndarray, np.ndarray, np.n
 
 def _resample(grid: Grid, file: SpectrumFile) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     "Flux-conserving rebin of a file on a foreign lattice; its masked pixels carry no information."
-    wave = check_wave(10**file.loglam)
+    with np.errstate(over="ignore"): wave = check_wave(10**file.loglam)  # Å taken for log10(Å) overflow: not finite
     middle = (wave[1:] + wave[:-1]) / 2
     edges = np.concatenate([[2 * wave[0] - middle[0]], middle, [2 * wave[-1] - middle[-1]]])
     flux, ivar = rebin(edges, file.flux[None], np.where(file.bits != 0, 0, file.ivar)[None], grid)
@@ -92,7 +92,10 @@ def _read_file(path: Path, grid: Grid, and_mask: str) -> tuple[np.ndarray, np.nd
     file = read_spectrum(path)
     file = file._replace(bits=file.bits & _MASKING[and_mask])
     placed = _place(grid, file)
-    flux, ivar, mask, cropped = placed or _resample(grid, file)
+    try:
+        flux, ivar, mask, cropped = placed or _resample(grid, file)
+    except SpectrumError as error:
+        raise SpectrumError(f"{path}: {error}") from error
     return flux, ivar, mask, {**FACTS, **file.facts, "cropped": cropped, "rebinned": placed is None}
 
 

@@ -1,0 +1,401 @@
+"""The SDSS reader and writer: laws on files made here, then every real file of the mirror."""
+
+import csv
+import gzip
+import warnings
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectral_core.archives.fits import write_fits
+from spectral_core.archives.sdss import (
+    download_sdss,
+    plate_mjd_fiber,
+    query_sdss,
+    read_sdss,
+    sdss_id,
+    sdss_url,
+    write_sdss,
+)
+from spectral_core.core import ConfigError, DataError, Flag, SpectrumError
+from spectral_core.spectra.container import Spectra
+from spectral_core.spectra.surveys import BOSS, DESI, SDSS
+from spectral_core.spectra.wavelength import Grid
+
+ARRAYS = ("flux", "ivar", "mask", "z", "id", "object_id", "flag")
+
+
+def sample(n=3, survey=SDSS, seed=0, **changes):
+    "n made-up spectra with masked pixels, a hole and empty edges."
+    rng, m = np.random.default_rng(seed), survey.grid.n
+    flux, ivar, mask = rng.normal(20, 3, (n, m)), rng.uniform(0.5, 2, (n, m)), rng.random((n, m)) < 0.05
+    ivar[:, :25] = ivar[:, -7:] = ivar[:, 900:950] = 0
+    values = {"mask": mask, "id": sdss_id(np.arange(n) + 266, 51602, 7), "object_id": np.arange(n) + 10**6} | changes
+    return Spectra(flux, ivar, values.pop("z", rng.uniform(0, 0.4, n)), survey, **values)
+
+
+def coadd(loglam, flux=None):
+    "Columns of a COADD table on the given pixels."
+    n = len(loglam)
+    flux = np.arange(n, dtype="f4") + 1 if flux is None else flux
+    return {"flux": flux, "loglam": loglam.astype("f4"), "ivar": np.full(n, 4.0, "f4"), "and_mask": np.zeros(n, "i4")}
+
+
+def info(**changes):
+    "One row of SPECOBJ."
+    values = {"PLATE": 1, "MJD": 51602, "FIBERID": 1, "PLUG_RA": 10.0, "PLUG_DEC": 1.0, "Z": 0.1, "Z_ERR": 1e-5}
+    values |= {"ZWARNING": 0, "CLASS": "GALAXY", "SUBCLASS": "", "SOURCETYPE": "GALAXY"} | changes
+    return {key: np.array([value]) for key, value in values.items()}
+
+
+LINES = {"LINENAME": np.array(["H_alpha", "H_beta"]), "LINEAREA": np.array([30.0, 10.0])}
+LINES |= {"LINEAREA_ERR": np.ones(2), "LINEEW": np.array([5.0, 2.0])}
+
+
+def spec(path, loglam=None, **changes):
+    "A spec-lite file of 100 pixels."
+    loglam = 3.6 + 1e-4 * np.arange(100) if loglam is None else loglam
+    return write_fits(path, {"PLATEID": 1}, {"COADD": coadd(loglam), "SPECOBJ": info(**changes), "SPZLINE": LINES})
+
+
+def assert_same(a, b):
+    for name in ARRAYS: np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("survey", [SDSS, BOSS])
+def test_what_is_written_is_read_back_unchanged(tmp_path, survey, compress):
+    spectra = sample(survey=survey, z=[0.1, np.nan, 0.3])
+    paths = write_sdss(spectra, tmp_path, compress=compress)
+    assert [p.name for p in paths] == [f"spec-{k}-51602-0007.fits{'.gz' * compress}" for k in ("0266", "0267", "0268")]
+    assert_same(read_sdss(paths, survey=survey), spectra)
+
+
+@settings(derandomize=True, max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 2**62), min_size=1, max_size=4, unique=True), st.integers(0, 2**32))
+def test_any_id_survives_the_round_trip(tmp_path_factory, ids, seed):
+    ids = np.array(ids, dtype="i8")
+    np.testing.assert_array_equal(sdss_id(*plate_mjd_fiber(ids)), ids)
+    spectra = sample(len(ids), seed=seed, id=ids, object_id=ids // 3)
+    assert_same(read_sdss(write_sdss(spectra, tmp_path_factory.mktemp("ids"))), spectra)
+
+
+def test_astropy_reads_what_is_written_and_agrees(tmp_path):
+    spectra = sample(1)
+    with fits.open(write_sdss(spectra, tmp_path)[0], checksum=True) as hdus:  # a wrong checksum would warn
+        hdus.verify("exception")
+        assert [h.name for h in hdus] == ["PRIMARY", "COADD", "SPECOBJ", "SPZLINE"]
+        wave = 10.0 ** hdus["COADD"].data["loglam"]
+        flux = np.interp(wave, spectra.wave, spectra.flux[0])
+        assert np.median(np.abs(hdus["COADD"].data["flux"] - flux)) < 1e-2
+        assert hdus["SPECOBJ"].data["Z"][0] == spectra.z[0]
+
+
+def test_normalised_spectra_are_written_in_physical_units(tmp_path):
+    from astropy.table import Table
+
+    spectra, norm = sample(2), np.array([4.0, np.nan])
+    scale = np.array([[4.0], [1.0]], "f4")
+    relative = spectra.replace(flux=spectra.flux / scale, ivar=spectra.ivar * scale**2, table=Table({"norm": norm}))
+    assert_same(read_sdss(write_sdss(relative, tmp_path)), spectra)
+
+
+def test_a_linear_grid_cannot_be_written_as_spec(tmp_path):
+    with pytest.raises(ConfigError, match="log10"): write_sdss(sample(1, survey=DESI), tmp_path)
+    with pytest.raises(DataError, match="negative"): write_sdss(sample(1, id=[-4]), tmp_path)
+
+
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(st.integers(-300, 4200), st.integers(2, 500))
+def test_placement_is_integer_and_counts_what_it_leaves_out(tmp_path_factory, first, n):
+    loglam = SDSS.grid.first + 1e-4 * (first + np.arange(n))
+    spectra = read_sdss(spec(tmp_path_factory.mktemp("place") / "s.fits", loglam))
+    pixel = first + np.arange(n)
+    inside = (pixel >= 0) & (pixel < SDSS.grid.n)
+    np.testing.assert_array_equal(spectra.flux[0, pixel[inside]], (np.arange(n) + 1)[inside])
+    assert (~spectra.mask[0]).sum() == inside.sum() and spectra.table["cropped"][0] == (~inside).sum()
+    assert bool(spectra.flag[0] & Flag.CROPPED) == (not inside.all()) and not spectra.flag[0] & Flag.REBINNED
+
+
+def test_boss_and_sdss_grids_share_one_lattice(tmp_path):
+    paths = write_sdss(sample(2, survey=BOSS), tmp_path)
+    wide, narrow = read_sdss(paths, survey="boss"), read_sdss(paths)
+    shift = round((SDSS.grid.first - BOSS.grid.first) / 1e-4)
+    for name in ("flux", "ivar", "mask"):
+        np.testing.assert_array_equal(getattr(wide, name)[:, shift : shift + SDSS.grid.n], getattr(narrow, name))
+    assert (narrow.table["cropped"] == BOSS.grid.n - 25 - 7 - SDSS.grid.n).all()
+
+
+def test_another_lattice_is_rebinned_with_conserved_flux(tmp_path):
+    loglam = 3.62 + 2.3e-4 * np.arange(800)
+    flux = (5 + np.sin(np.arange(800) / 40)).astype("f4")
+    write_fits(tmp_path / "a.fits", {"PLATEID": 1}, {"COADD": coadd(loglam, flux), "SPECOBJ": info(), "SPZLINE": LINES})
+    spectra = read_sdss(tmp_path / "a.fits")
+    assert spectra.flag[0] & Flag.REBINNED
+    good, edges = ~spectra.mask[0], SDSS.grid.edges
+    ours = (spectra.flux[0] * np.diff(edges))[good].sum()
+    old = 10 ** np.concatenate([[loglam[0] - 1.15e-4], loglam + 1.15e-4])
+    total = np.concatenate([[0], np.cumsum(flux * np.diff(old))])
+    first, last = edges[np.flatnonzero(good)[0]], edges[np.flatnonzero(good)[-1] + 1]
+    assert good.sum() > 1800 and ours == pytest.approx(np.diff(np.interp([first, last], old, total))[0], rel=1e-4)
+
+
+def test_line_fits_of_the_pipeline(tmp_path):
+    row = read_sdss(spec(tmp_path / "a.fits")).table[0]
+    assert [row[k] for k in ("flux_halpha", "flux_err_halpha", "ew_halpha", "flux_hbeta")] == [30, 1, 5, 10]
+    assert np.isnan(row["flux_nii_6584"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "masked"), [("any", [False, True, True, True]), ("pixel", [False, False, True, True]), ("none", [False] * 4)]
+)
+def test_and_mask_rules(tmp_path, rule, masked):
+    table = coadd(3.6 + 1e-4 * np.arange(4))
+    table["and_mask"][:] = [0, 1 << 9, 1 << 9 | 1 << 23, 1 << 24]
+    write_fits(tmp_path / "a.fits", {"PLATEID": 1}, {"COADD": table, "SPECOBJ": info(), "SPZLINE": LINES})
+    assert read_sdss(tmp_path / "a.fits", and_mask=rule).mask[0, 220:224].tolist() == masked
+    with pytest.raises(ConfigError, match="and_mask"): read_sdss(tmp_path / "a.fits", and_mask="some")
+
+
+@pytest.mark.parametrize(
+    ("source", "fitted", "kind"),
+    [("SKY", "QSO", "SKY"), ("GALAXY", "GALAXY", "GALAXY"), ("QSO", "STAR", "STAR"), ("NA", "QSO", "QSO")],
+)
+def test_class_by_source_type_first_never_by_name(tmp_path, source, fitted, kind):
+    path = spec(tmp_path / "sky_fibre_star_qso.fits", SOURCETYPE=source, CLASS=fitted)
+    assert read_sdss(path).table["class"][0] == kind
+    boss = info(CLASS=fitted) | {"OBJTYPE": np.array([source])}
+    del boss["SOURCETYPE"]
+    write_fits(path, {}, {"": coadd(3.6 + 1e-4 * np.arange(9)), "x": boss, "y": LINES})  # nameless units, by number
+    assert read_sdss(path).table["class"][0] == kind
+
+
+def test_two_nights_of_one_galaxy_are_one_object(tmp_path):
+    third = 0.5 / 3600
+    for k, ra in enumerate([10.0, 10.0 + third, 10.1]): spec(tmp_path / f"{k}.fits", PLATE=k + 1, PLUG_RA=ra)
+    spectra = read_sdss(tmp_path)
+    assert spectra.object_id[0] == spectra.object_id[1] != spectra.object_id[2]
+    assert len(set(spectra.id)) == 3
+    for part in spectra.split(seed=3): assert not {0, 1} & set(part.id) or set(part.id) >= set(spectra.id[:2])
+
+
+def test_redshifts_can_be_given(tmp_path):
+    for k in range(3): spec(tmp_path / f"{k}.fits", PLATE=k + 1, Z=0.1 if k else np.nan)
+    assert read_sdss(tmp_path).flag[0] & Flag.BAD_Z
+    np.testing.assert_array_equal(read_sdss(tmp_path, z=0.2).z, 0.2)
+    np.testing.assert_array_equal(read_sdss(tmp_path, z=[0.2, 0.3, 0.4]).z, [0.2, 0.3, 0.4])
+    np.testing.assert_array_equal(read_sdss(tmp_path, z={"0.fits": 0.5}).z, [0.5, 0.1, 0.1])
+    with pytest.raises(DataError, match="2 redshifts for 3 files"): read_sdss(tmp_path, z=[0.1, 0.2])
+
+
+def test_a_folder_is_searched_through_and_skips_are_listed(tmp_path):
+    spec(tmp_path / "a" / "b" / "one.fits")
+    spec(tmp_path / "two.FIT.gz", PLATE=2)
+    (tmp_path / "a" / "notes.txt").write_text("no spectrum")
+    assert sorted(read_sdss(tmp_path).table["file"]) == ["a/b/one.fits", "two.FIT.gz"]
+    fits.PrimaryHDU(np.zeros((3, 3))).writeto(tmp_path / "a" / "picture.fits")
+    with pytest.raises(DataError, match="picture.fits: no spectrum found"): read_sdss(tmp_path)
+    with pytest.warns(UserWarning, match="1 files were skipped"): spectra = read_sdss(tmp_path, on_error="skip")
+    assert len(spectra) == 2 and [name for name, _ in spectra.table.meta["skipped"]] == ["a/picture.fits"]
+    with pytest.raises(ConfigError, match="on_error"): read_sdss(tmp_path, on_error="ignore")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no \\*.fits"): read_sdss(tmp_path / "empty")
+    with pytest.raises(DataError, match="no files"): read_sdss([])
+    with pytest.raises(DataError, match="cannot be read"): read_sdss(tmp_path / "nowhere.fits")
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="none of the 1 files"):
+        read_sdss(tmp_path / "a" / "picture.fits", on_error="skip")
+
+
+def test_a_full_file_is_read_by_its_coadd_not_by_an_exposure(tmp_path):
+    exposure = coadd(3.6 + 1e-4 * np.arange(50), np.full(50, 99.0, "f4"))
+    tables = {"COADD": coadd(3.6 + 1e-4 * np.arange(100)), "SPECOBJ": info(), "SPZLINE": LINES}
+    write_fits(tmp_path / "full.fits", {"PLATEID": 1}, tables | {f"B1-{k}": exposure for k in range(4)})
+    spectra = read_sdss(tmp_path / "full.fits")
+    assert spectra.table["layout"][0] == "spec-full" and spectra.flux.max() == 100
+
+
+def spspec(path, error, sums=False):
+    "A DR7 file of as many pixels as `error` has."
+    image = np.array([np.arange(len(error)) + 1.0, 0 * error, error, 0 * error], dtype="f4")
+    header = fits.Header({"COEFF0": 3.58, "COEFF1": 1e-4, "PLATEID": 455, "MJD": 51909, "FIBERID": 597, "Z": 0.1765})
+    header.update({"SPEC_CLN": 2, "OBJTYPE": "GALAXY", "RAOBJ": 40.1, "DECOBJ": -8.1, "RA": 39.0, "DEC": -8.0})
+    if sums: header.update({"DATASUM": "1234", "CHECKSUM": "abcdefghijklmnop"})
+    fits.HDUList([fits.PrimaryHDU(image, header)]).writeto(path)
+    return path
+
+
+def test_spspec_errors_become_ivar_and_coordinates_are_the_objects(tmp_path):
+    spectra = read_sdss(spspec(tmp_path / "a.fit", np.array([0.5, 0.0, 2.0])))
+    np.testing.assert_array_equal(spectra.ivar[0, 20:23], [4, 0, 0.25])
+    row = spectra.table[0]
+    assert (row["layout"], row["class"], row["ra"], spectra.id[0]) == ("spSpec", "GALAXY", 40.1, 455519090597)
+
+
+def test_stale_sums_and_a_stray_newline_of_dr7_are_forgiven(tmp_path):
+    path = spspec(tmp_path / "a.fit", np.ones(5), sums=True)
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert (~read_sdss(path).mask).sum() == 5
+
+
+@pytest.mark.parametrize("vectors", [False, True])
+def test_anybodys_table(tmp_path, vectors):
+    wave, flux = np.linspace(5000, 5600, 601), np.linspace(1, 3, 601)
+    values = {"WAVE": wave, "FLUX": flux, "ERR": 0.1 * np.ones(601), "QUAL": (np.arange(601) == 300).astype("i2")}
+    columns = [
+        fits.Column(k, f"{601 if vectors else 1}{'I' if k == 'QUAL' else 'D'}", array=v[None] if vectors else v)
+        for k, v in values.items()
+    ]
+    header = fits.Header({"RA": 150.0, "DEC": 2.0, "REDSHIFT": 0.3, "MJD": 57000})
+    fits.HDUList([fits.PrimaryHDU(header=header), fits.BinTableHDU.from_columns(columns)]).writeto(tmp_path / "t.fits")
+    spectra = read_sdss(tmp_path / "t.fits")
+    assert spectra.z[0] == 0.3 and spectra.flag[0] & Flag.REBINNED and spectra.table["ra"][0] == 150.0
+    good = ~spectra.mask[0]
+    np.testing.assert_allclose(spectra.flux[0, good], np.interp(spectra.wave[good], wave, flux), rtol=5e-4)
+    assert spectra.wave[good].min() > 4999 and spectra.wave[good].max() < 5601
+    assert not good[np.abs(spectra.wave - 5300) < 0.5].any()  # the pixel with QUAL = 1
+    assert spectra.id[0] == read_sdss(tmp_path / "t.fits").id[0] > 0
+
+
+def test_unusable_units_and_many_spectra_in_one_table(tmp_path):
+    wave = np.linspace(5000.0, 5600, 61)
+    columns = [fits.Column("wave", "D", array=wave), fits.Column("flux", "D", array=wave, unit="Jy")]
+    columns += [fits.Column("err", "D", array=wave)]
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "jy.fits")
+    with pytest.raises(DataError, match="'Jy', which is not convertible"): read_sdss(tmp_path / "jy.fits")
+    columns = [fits.Column(k, "61D", array=np.stack([wave, wave])) for k in ("wave", "flux", "err")]
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "two.fits")
+    with pytest.raises(DataError, match="2 spectra in one table"): read_sdss(tmp_path / "two.fits")
+
+
+def test_addresses_and_queries(monkeypatch):
+    assert sdss_url(266, 51602, 1).endswith("/dr17/sdss/spectro/redux/26/spectra/lite/0266/spec-0266-51602-0001.fits")
+    assert "/eboss/spectro/redux/v5_13_2/" in sdss_url(10742, 58198, 490, "v5_13_2")
+    with pytest.raises(ConfigError, match="13 to 17"): sdss_url(1, 2, 3, dr=8)
+    for wrong in ({}, {"ra": 1.0}, {"ra": 1.0, "dec": 2.0, "plate": 3}):
+        with pytest.raises(ConfigError, match="ask for"): query_sdss(**wrong)
+    sdss = pytest.importorskip("astroquery.sdss")
+    from astropy.table import Table
+
+    row = {"plate": [266], "mjd": [51602], "fiberID": [1], "run2d": ["26"], "ra": [1.0], "dec": [2.0], "z": [0.1]}
+    asked = {}
+    answer = lambda *a, **k: asked.update(k) or Table(row)
+    monkeypatch.setattr(sdss.SDSS, "query_region", answer)
+    monkeypatch.setattr(sdss.SDSS, "query_specobj", lambda **k: None)
+    found = query_sdss(1.0, 2.0, dr=16)
+    assert found["url"][0] == sdss_url(266, 51602, 1, dr=16) and asked["spectro"] and asked["data_release"] == 16
+    assert len(query_sdss(plate=1, mjd=2, fiber=3)) == 0
+
+
+def test_downloads_are_kept_and_checked(tmp_path, monkeypatch):
+    whole = spec(tmp_path / "whole.fits").read_bytes()
+    served = {sdss_url(1, 51602, 1): whole, sdss_url(1, 51602, 2): whole[:-500]}
+    asked = []
+
+    def download(url, target, *, bar):
+        asked.append(url)
+        target.write_bytes(served[url])
+
+    monkeypatch.setattr("spectral_core.archives.sdss.download", download)
+    for _ in range(2): [path] = download_sdss(sdss_url(1, 51602, 1), tmp_path / "new", progress=False)
+    assert len(asked) == 1 and len(read_sdss(path)) == 1
+    with pytest.raises(DataError, match="truncated"): download_sdss([sdss_url(1, 51602, 2)], tmp_path / "new")
+
+
+def test_a_custom_survey_grid(tmp_path):
+    from dataclasses import replace
+
+    blue = replace(SDSS, name="blue", grid=Grid("log", 3.6, 1e-4, 500))
+    spectra = read_sdss(spec(tmp_path / "a.fits"), survey=blue)
+    assert spectra.flux.shape == (1, 500) and (~spectra.mask).sum() == 100
+
+
+def test_wavelengths_that_make_no_sense(tmp_path):
+    loglam = 3.6 + 1e-4 * np.arange(100)
+    for wrong in (loglam[::-1].copy(), np.repeat(loglam[:50], 2), 10**loglam):
+        with pytest.raises(SpectrumError): read_sdss(spec(tmp_path / "a.fits", wrong))
+
+
+# real files
+
+
+def folders_of(mirror):
+    names = ["galaxy_spectra", "galaxy_bright", "qso_spectra", "sky_fibers", "star_spectra"]
+    return [mirror / f"sdss_{name}" for name in names]
+
+
+@pytest.fixture(scope="module")
+def everything(mirror):
+    "All SDSS files of the mirror in one read, with the tables that came with them."
+    objects = {}
+    for folder in folders_of(mirror):
+        with open(folder / "objects.csv", encoding="utf-8") as file:
+            objects |= {row["file"]: row for row in csv.DictReader(file)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return read_sdss(folders_of(mirror)), objects
+
+
+@pytest.mark.real
+def test_real_every_file_is_read_and_agrees_with_its_table(everything, mirror):
+    spectra, objects = everything
+    files = [p for folder in folders_of(mirror) for p in folder.iterdir() if ".fit" in p.name]
+    assert len(spectra) == len(files) and set(objects) <= set(spectra.table["file"])
+    for row, z in zip(spectra.table, spectra.z, strict=True):
+        known = objects.get(str(row["file"]))
+        if known is None: continue
+        assert z == pytest.approx(float(known["z"]), abs=3e-6 * (1 + abs(z)))
+        assert (row["plate"], row["mjd"], row["fiber"]) == tuple(int(known[k]) for k in ("plate", "mjd", "fiber"))
+        assert row["class"] in (known["class"], "SKY")
+    assert (spectra.table["class"] == "SKY").sum() == sum("sky" in p.parent.name for p in files)
+
+
+@pytest.mark.real
+def test_real_layouts_flags_and_lattice(everything):
+    spectra, _ = everything
+    assert {"spec-lite", "spSpec", "table"} <= set(spectra.table["layout"])
+    assert not (spectra.flag & (Flag.REBINNED | Flag.BAD_Z | Flag.BAD_IVAR)).any()  # one lattice, nothing interpolated
+    boss = np.array([str(r).startswith("v5_1") or str(r) == "v5_7_0" for r in spectra.table["run2d"]])
+    assert np.median(spectra.table["cropped"][boss]) > 600 and (spectra.table["cropped"][~boss] < 50).all()
+    assert (spectra.table["cropped"][boss] > 0).all()
+    galaxies = (spectra.table["class"] == "GALAXY") & (np.char.startswith(spectra.table["file"].astype(str), "spec-"))
+    pipeline = spectra.table["sn_pipeline"][galaxies]
+    assert np.median(np.abs(spectra.sn[galaxies] / pipeline - 1)) < 0.1
+    assert (spectra.table["flux_halpha"][galaxies] != 0).mean() > 0.9
+
+
+@pytest.mark.real
+def test_real_repeats_are_one_object_and_never_split(everything):
+    spectra, _ = everything
+    place = {str(name): i for i, name in enumerate(spectra.table["file"])}
+    pairs = [("51602-0166", "51630-0174"), ("51602-0526", "51630-0525")]
+    pairs = [[place.get(f"spec-0266-{night}.fits") for night in pair] for pair in pairs]
+    pairs = [pair for pair in pairs if None not in pair]  # a part of the collection may hold one night only
+    assert pairs and all(spectra.object_id[a] == spectra.object_id[b] for a, b in pairs)
+    ids, counts = np.unique(spectra.object_id, return_counts=True)
+    assert (counts > 1).sum() > 40
+    parts = spectra.split(seed=1)
+    assert sum(map(len, parts)) == len(spectra)
+    for a, b in ((0, 1), (0, 2), (1, 2)): assert not set(parts[a].object_id) & set(parts[b].object_id)
+
+
+@pytest.mark.real
+def test_real_files_survive_being_written_again(everything, tmp_path):
+    spectra, _ = everything
+    some = spectra[np.flatnonzero((spectra.table["layout"] == "spec-lite") & (spectra.table["cropped"] == 0))[::60]]
+    again = read_sdss(write_sdss(some, tmp_path))
+    order = np.argsort(again.id)[np.argsort(np.argsort(some.id))]
+    assert_same(again[order], some)
+    for name in ("class", "subclass", "zwarning", "run2d"): assert (again[order].table[name] == some.table[name]).all()
+
+
+@pytest.mark.real
+def test_real_cuts_anywhere_are_noticed(mirror, tmp_path):
+    raw = (mirror / "sdss_galaxy_spectra" / "spec-0266-51602-0001.fits").read_bytes()
+    packed = gzip.compress(raw, 1)
+    for fraction in (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.99, 0.999):
+        for content in (raw[: int(fraction * len(raw))], packed[: int(fraction * len(packed))]):
+            (tmp_path / "cut.fits").write_bytes(content)
+            with pytest.raises(DataError, match="truncated|lacks"): read_sdss(tmp_path / "cut.fits")
