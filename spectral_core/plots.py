@@ -171,7 +171,7 @@ def plot_augments(
         ax.plot(rest_wave[made], rest[0][made], color=MODEL, lw=1.0, label=f"model, z = {z[0]:.2f}")
         ax.set(xlim=(low, high), title=name)
         if np.isfinite(flux[seen]).any(): ax.set_ylim(_limits(flux[seen], rest[:, made], 0.5))
-    panels[-1][0].set_ylabel("flux (continuum = 1)")
+    for ax in (panels[0][0], panels[-1][0]): ax.set_ylabel("flux (continuum = 1)")
     panels[-1][0].tick_params(labelbottom=False)
     bars = left.add_subplot(grid[2, :], sharex=panels[-1][0])
     span, z = spectrum.wave[[0, -1]], np.asarray(z, dtype=np.float64)
