@@ -14,6 +14,7 @@ import os
 import sys
 import textwrap
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -116,6 +117,12 @@ def _source(module: ModuleType, model: nn.Module) -> str:
         return repr(str(model))
 
 
+@lru_cache(maxsize=256)
+def _code_digest(text: str) -> str:
+    "Hash of source text without its comments and layout."
+    return hashlib.sha256(ast.unparse(ast.parse(textwrap.dedent(text))).encode()).hexdigest()[:12]
+
+
 def source_fingerprints(model: nn.Module, *modules: str) -> dict[str, str]:
     "Hash of the code behind a model and behind `modules`: {module name: 12 hex digits}, without comments and layout."
     packages = {"spectral_core", type(model).__module__.partition(".")[0]}
@@ -125,8 +132,7 @@ def source_fingerprints(model: nn.Module, *modules: str) -> dict[str, str]:
         name = todo.pop()
         found.add(name)
         todo |= _imports(sys.modules[name], packages) - found
-    code = {name: ast.parse(textwrap.dedent(_source(sys.modules[name], model))) for name in sorted(found)}
-    return {name: hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12] for name, tree in code.items()}
+    return {name: _code_digest(_source(sys.modules[name], model)) for name in sorted(found)}
 
 # %% ../nbs/48_checkpoint.ipynb #9fc150a6
 def describe_model(model: nn.Module) -> dict[str, Any]:
