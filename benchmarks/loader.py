@@ -72,11 +72,11 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder) / "store", blocks(a.n))
-        order = np.arange(a.n).reshape(-1, min(a.batch_size, a.n)) if a.n % a.batch_size == 0 else [np.arange(a.n)]
         pixels = [np.array(store._flux), np.array(store._signed)]  # in memory already: the bound
+        copies = lambda i: [p[i : i + a.batch_size].copy() for p in pixels]
         epochs = {
-            "store": lambda: sum(len(b.z) for b in store.batches(a.batch_size)),
-            "copy": lambda: sum(len([p[rows[0] : rows[-1] + 1].copy() for p in pixels][0]) for rows in order),
+            "store": lambda: sum(len(batch.z) for batch in store.batches(a.batch_size)),
+            "copy": lambda: sum(len(copies(i)[0]) for i in range(0, a.n, a.batch_size)),
         }
         for name, loader in spender_loaders(Path(folder) / "parquet", a.n, a.batch_size).items():
             epochs[name] = lambda loader=loader: sum(len(batch[2]) for batch in loader)

@@ -82,6 +82,17 @@ def test_splits_are_those_of_spectra(parts, tmp_path):
         assert torch.equal(ours[: len(ours)].flux, theirs.to("cpu").flux)
 
 
+def test_a_store_is_encoded_like_the_spectra_in_it(parts, tmp_path):
+    from spectral_core.models.autoencoder import RedshiftAutoencoder
+    from spectral_core.predict import encode
+
+    model = RedshiftAutoencoder("sdss", n_latent=2)
+    store = write_store(tmp_path / "s", parts)
+    latents = encode(model, store, batch_size=25)
+    np.testing.assert_array_equal(latents, encode(model, store[:], batch_size=25))
+    np.testing.assert_array_equal(np.isnan(latents).all(1), ~store.good)
+
+
 def test_a_part_of_a_store_can_be_fitted(parts, tmp_path):
     from spectral_core.train import Stage, fit
 
