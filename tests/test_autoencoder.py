@@ -312,17 +312,20 @@ def test_terms_are_left_out_and_weighted():
 
 @pytest.mark.parametrize("family", ["paper", "scale_free"])
 @pytest.mark.parametrize("weighting", ["code", "text"])
-def test_a_few_steps_lower_the_loss(family, weighting):
+def test_a_small_step_down_the_gradient_lowers_the_loss(family, weighting):
     config = AutoencoderConfig(hidden=(16, 32), family=family, weighting=weighting)
     model, batch = RedshiftAutoencoder(SDSS, 2, config), make_batch(8)
-    optimiser, losses = torch.optim.Adam(model.parameters(), 1e-3), []
-    for _ in range(12):
-        out = model(batch, **FULL, generator=torch.Generator().manual_seed(0))
-        optimiser.zero_grad()
-        out["loss"].backward()
-        optimiser.step()
-        losses.append(out["loss"].item())
-    assert min(losses[-3:]) < losses[0]
+
+    def loss() -> torch.Tensor:
+        return model(batch, **FULL, generator=torch.Generator().manual_seed(0))["loss"]
+
+    before = loss()
+    before.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    with torch.no_grad():
+        for p in model.parameters(): p -= 1e-5 * p.grad / norm
+        change = float(loss() - before)
+    assert change == pytest.approx(-1e-5 * float(norm), rel=0.3), float(norm)
 
 
 def test_wrong_lengths_and_words_are_refused():

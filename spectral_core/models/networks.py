@@ -67,8 +67,8 @@ def _arcsinh(x: Tensor) -> Tensor:
 def compress(flux: Tensor, weight: Tensor) -> Tensor:
     "Two channels (n, 2, m): arcsinh(flux) − arcsinh(1) where weight > 0, else 0; and the mask, 1 where weight > 0."
     good = weight > 0
-    scaled = _arcsinh(torch.where(good, flux, 1.0)) - 0.881373587
-    return torch.stack([scaled, good.to(scaled.dtype)], 1)
+    seen = good.to(flux.dtype)
+    return torch.stack([(_arcsinh(torch.where(good, flux, 1.0)) - 0.881373587) * seen, seen], 1)
 
 
 class CompactEncoder(nn.Module):
