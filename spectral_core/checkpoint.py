@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .core import Config, ConfigError, ModelFileError, RunError, atomic_write, sha256_of, write_json
+from .core import ConfigError, ModelFileError, RunError, atomic_write, sha256_of, write_json
 
 # %% auto #0
 __all__ = ['write_verified', 'verify', 'save_weights', 'load_weights', 'save_checkpoint', 'load_checkpoint',
@@ -136,8 +136,8 @@ def source_fingerprints(model: nn.Module, *modules: str) -> dict[str, str]:
 
 # %% ../nbs/48_checkpoint.ipynb #9fc150a6
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    "Class, constructor arguments and size of a model as plain values; a survey is written by its name."
-    def plain(value: Any) -> Any: return value.to_dict() if isinstance(value, Config) else getattr(value, "name", value)
+    "Class, constructor arguments and size of a model as plain values; configurations and surveys with all that is in them."
+    def plain(value: Any) -> Any: return value.to_dict() if hasattr(value, "to_dict") else value
 
     values = {k: plain(getattr(model, k, None)) for k in inspect.signature(type(model)).parameters}
     arguments = {k: v for k, v in values.items() if isinstance(v, bool | int | float | str | dict | tuple | list)}

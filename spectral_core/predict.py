@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .batching import out_of_memory
 from .core import RunError, SpectrumError, pick_device
 
 # %% auto #0
@@ -31,7 +32,8 @@ def in_batches(function: Callable[[slice], np.ndarray], n: int, batch_size: int)
         try:
             parts.append(function(slice(start, min(start + batch_size, n))))
             start += batch_size
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error): raise
             if batch_size == 1: raise RunError("one spectrum alone does not fit into memory; try device='cpu'") from error
             batch_size //= 2
     return parts

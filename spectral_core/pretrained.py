@@ -9,14 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import nn
 
-from .core import ConfigError, ModelFileError, assets_dir, atomic_write, nearest, sha256_of, write_json
+from .core import ModelFileError, SpectralError, assets_dir, atomic_write, nearest, sha256_of, write_json
 from .models.autoencoder import AutoencoderConfig, RedshiftAutoencoder
 from .models.flows import FlowConfig, MaskedAutoregressiveFlow, SplineFlow
+from .spectra.surveys import BOSS, DESI, SDSS, Survey, get_survey
 
 # %% auto #0
 __all__ = ['save_model', 'load_model', 'load', 'read_card']
@@ -26,7 +28,9 @@ def _build(description: dict[str, Any]) -> nn.Module:
     "The network a description asks for, with fresh weights; only the classes named here can be built."
     kind, config = description["class"], description["config"]
     if kind == "RedshiftAutoencoder":
-        return RedshiftAutoencoder(description["survey"], description["n_latent"], AutoencoderConfig.from_dict(config))
+        survey = description["survey"]  # a name, or the whole record of a survey that has no name here
+        survey = Survey.from_dict(survey) if isinstance(survey, dict) else get_survey(survey)
+        return RedshiftAutoencoder(survey, description["n_latent"], AutoencoderConfig.from_dict(config))
     flows = {"MaskedAutoregressiveFlow": MaskedAutoregressiveFlow, "SplineFlow": SplineFlow}
     if kind not in flows: raise ModelFileError(f"no model of class {kind!r}; known: RedshiftAutoencoder, {', '.join(flows)}")
     return flows[kind](description["n_features"], FlowConfig.from_dict(config))
@@ -35,15 +39,18 @@ def _build(description: dict[str, Any]) -> nn.Module:
 def _describe(model: nn.Module) -> dict[str, Any]:
     "Class, size and settings, as JSON values."
     about = {"class": type(model).__name__, "config": model.config.to_dict()}
-    if isinstance(model, RedshiftAutoencoder): return about | {"survey": model.survey.name, "n_latent": model.n_latent}
-    return about | {"n_features": model.n_features}
+    if not isinstance(model, RedshiftAutoencoder): return about | {"n_features": model.n_features}
+    survey = model.survey.name if model.survey in (SDSS, BOSS, DESI) else model.survey.to_dict()
+    return about | {"survey": survey, "n_latent": model.n_latent}
 
 
 def save_model(model: nn.Module, folder: str | Path, card: dict[str, Any] | None = None, *, half: bool = False) -> Path:
     "Write a model as `model.safetensors`, `model.json` (description, sha256, precision) and `card.json`; returns the folder."
     folder = Path(folder)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    if half: state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    if half: state |= {k: state[k].half() for k, _ in model.named_parameters()}
+    bad = [k for k, v in state.items() if not torch.isfinite(v).all()]
+    if bad: raise ModelFileError(f"not written to {folder}: {bad[0]} is not finite" + " in half precision" * half)
     with atomic_write(folder / "model.safetensors") as temporary: temporary.write_bytes(write_tensors(state))
     write_json(folder / "model.json", _describe(model) | {"sha256": sha256_of(folder / "model.safetensors"), "half": half})
     write_json(folder / "card.json", card or {})
@@ -60,19 +67,25 @@ def load_model(folder: str | Path) -> nn.Module:
         state = read_tensors((folder / "model.safetensors").read_bytes())
         model = _build(about)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
+    except ModelFileError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, SafetensorError, SpectralError) as error:
         raise ModelFileError(f"{folder} holds no usable model: {error}") from error
     return model.eval()
 
 
+def _shipped(name: str) -> Path:
+    "Folder of a model of the package, or the error that names those there are."
+    known = sorted(p.parent.name for p in assets_dir().glob("*/model.json"))
+    if name in known: return assets_dir() / name
+    raise ModelFileError(f"no model {name!r} in this package; did you mean {nearest(name, known)!r}? There are: {', '.join(known) or 'none'}")
+
+
 def load(name: str) -> nn.Module:
     "A model that travels with the package: 'sdss' (autoencoder), 'sdss_flow' (density of its latents)."
-    known = sorted(p.parent.name for p in assets_dir().glob("*/model.json"))
-    if name not in known:
-        raise ModelFileError(f"no model {name!r} in this package; did you mean {nearest(name, known)!r}? There are: {', '.join(known) or 'none'}")
-    return load_model(assets_dir() / name)
+    return load_model(_shipped(name))
 
 
 def read_card(name: str) -> dict[str, Any]:
     "How a model of the package was made, its figures of merit, and what it must not be used for."
-    return json.loads((assets_dir() / name / "card.json").read_text(encoding="utf-8"))
+    return json.loads((_shipped(name) / "card.json").read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ def window_median(spectra: Spectra, window: tuple[float, float]) -> tuple[np.nda
     grid = spectra.survey.grid
     z = np.where(np.isfinite(spectra.z), np.clip(spectra.z, -0.5, 20), 0.0)
     low, high = grid.pixel(window[0] * (1 + z)), grid.pixel(window[1] * (1 + z))
-    column = np.ceil(low).astype(int)[:, None] + np.arange(int(np.ceil((high - low).max())) + 1)
+    column = np.ceil(low).astype(int)[:, None] + np.arange(int(np.ceil((high - low).max(initial=0))) + 1)
     inside = (column <= high[:, None]) & (column >= 0) & (column < grid.n)
     column = column.clip(0, grid.n - 1)
     use = inside & ~np.take_along_axis(spectra.mask, column, 1)

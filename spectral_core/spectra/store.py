@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -20,7 +19,6 @@ from astropy.table import Table, vstack
 from ..core import ConfigError, DataError, Flag, RunError, atomic_write, generator, run_lock, write_json
 from .container import Batch, Spectra, split_number
 from .surveys import Survey
-from .wavelength import Grid
 
 if TYPE_CHECKING:
     import torch
@@ -51,12 +49,6 @@ def _packed(values: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray
     largest = np.abs(values).max(axis=1, initial=0)
     scale = np.exp2(np.ceil(np.log2(np.where(largest > 0, largest, 1.0))) - 15).astype("f4")
     return (values / scale[:, None]).astype("<f2"), scale
-
-
-def _survey_from(record: dict[str, Any]) -> Survey:
-    "A survey from the plain values of `dataclasses.asdict`, lists back to tuples."
-    deep = lambda value: tuple(map(deep, value)) if isinstance(value, list) else value
-    return Survey(**{k: Grid(**v) if k == "grid" else deep(v) for k, v in record.items()})
 
 # %% ../../nbs/16_spectra.store.ipynb #c6b09874
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -95,7 +87,7 @@ class Store:
         self.folder = Path(folder)
         self.index = _read_index(self.folder)
         if verify: _verify(self.folder, self.index)
-        self.survey = _survey_from(self.index["survey"])
+        self.survey = Survey.from_dict(self.index["survey"])
         self.rows = np.fromfile(self.folder / "rows.bin", _ROW, count=self.index["n"])
         self._flux, self._signed = (self._map(name) for name in ("flux", "ivar"))
 
@@ -232,7 +224,7 @@ def _stored(folder: Path, index: dict[str, Any], ids: dict[int, int], part: Spec
 # %% ../../nbs/16_spectra.store.ipynb #12edd723
 def _begin(folder: Path, index: dict[str, Any] | None, survey: Survey, dtype: str) -> dict[str, Any]:
     "The index to go on with: a new one, or the one there if it holds the same kind of spectra."
-    record = json.loads(json.dumps(asdict(survey)))
+    record = json.loads(json.dumps(survey.to_dict()))
     if index is None: return {"survey": record, "dtype": dtype, "n": 0, "bytes": dict.fromkeys(_FILES, 0), "parts": []}
     if (index["survey"], index["dtype"]) == (record, dtype): return index
     raise ConfigError(f"{folder} holds {index['survey']['name']} in {index['dtype']}, not {survey.name} in {dtype}")

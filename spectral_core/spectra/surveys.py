@@ -5,7 +5,8 @@
 # %% ../../nbs/11_spectra.surveys.ipynb #51ae318e
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 
@@ -31,6 +32,19 @@ class Survey:
     def sigma_kms(self, wave: np.ndarray) -> np.ndarray:
         "Gaussian width of the line-spread function in km/s at observed wavelengths in Å; constant beyond the table."
         return np.interp(wave, *self.resolution)
+
+    def to_dict(self) -> dict[str, Any]:
+        "Plain values, ready for JSON: how models, stores and runs remember on what they were made."
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        "The record again, lists back to tuples; ConfigError where these are no values of a survey."
+        deep = lambda value: tuple(map(deep, value)) if isinstance(value, list) else value
+        try:
+            return cls(**{k: Grid(**v) if k == "grid" else deep(v) for k, v in values.items()})
+        except (AttributeError, TypeError) as error:
+            raise ConfigError(f"these are no values of a survey: {error}") from error
 
 # %% ../../nbs/11_spectra.surveys.ipynb #cb19a09e
 SDSS = Survey(
