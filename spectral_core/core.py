@@ -100,6 +100,7 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         "Build from plain values; unknown names raise ConfigError and name the nearest known one."
+        if not isinstance(values, dict): raise ConfigError(f"{cls.__name__} is made from settings by name, not {values!r}")
         known = {f.name: f for f in fields(cls)}
         for name in values:
             if name not in known:

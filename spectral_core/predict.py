@@ -104,15 +104,43 @@ def log_prob(flow: nn.Module, latents: np.ndarray, *, batch_size: int = 8192, de
     return out
 
 # %% ../nbs/51_predict.ipynb #44527f1f
-def latent_covariance(model: nn.Module, spectra: Any, *, batch_size: int = 64, device: str = "auto") -> np.ndarray:
-    "Covariance (n, S, S) of the latents from the pixels' inverse variances, to first order; NaN rows as in `encode`."
+def _jacobian(model: nn.Module, b: Any) -> Tensor:
+    "Derivatives (n, S, m) of the latents by the flux of good pixels."
+    with torch.enable_grad():
+        flux = b.flux.clone().requires_grad_(True)
+        latents = model.encode(flux, b.weight, b.z)
+        rows = [torch.autograd.grad(column.sum(), flux, retain_graph=True)[0] for column in latents.unbind(1)]
+    return torch.stack(rows, 1) * (b.weight > 0)[:, None]
 
+
+def _norm_window(survey: Any, b: Any) -> Tensor:
+    "Share (n, m) of each good pixel in the mean over the survey's normalisation window, at each redshift."
+    rest = torch.as_tensor(survey.grid.wave, device=b.flux.device) / (1 + b.z[:, None])
+    low, high = survey.norm_window
+    inside = ((rest > low) & (rest < high) & (b.weight > 0)).to(b.flux.dtype)
+    return inside / inside.sum(1, keepdim=True).clamp(min=1)
+
+# %% ../nbs/51_predict.ipynb #42b16b71
+def latent_covariance(
+    model: nn.Module,
+    spectra: Any,
+    *,
+    modes: np.ndarray | Tensor | None = None,  # (k, m) shared errors as fractions of the flux, unit variance each
+    batch_size: int = 64,
+    device: str = "auto",
+) -> np.ndarray:
+    """Covariance (n, S, S) of the latents of normalised spectra, to first order; NaN rows as in `encode`.
+
+    Independent errors come from the pixels' inverse variances. `modes` are what pixels share, such as the survey's
+    `noise_model(survey).calibration_modes`; without them the errors of bright spectra are many times too small.
+    """
     def covariance(b: Any) -> Tensor:
-        with torch.enable_grad():
-            flux = b.flux.clone().requires_grad_(True)
-            latents = model.encode(flux, b.weight, b.z)
-            rows = [torch.autograd.grad(column.sum(), flux, retain_graph=True)[0] for column in latents.unbind(1)]
-        jacobian = torch.stack(rows, 1) * torch.where(b.weight > 0, b.weight, 1).rsqrt()[:, None] * (b.weight > 0)[:, None]
-        return jacobian @ jacobian.transpose(1, 2)
+        jacobian = _jacobian(model, b)
+        pixel = jacobian * torch.where(b.weight > 0, b.weight, 1).rsqrt()[:, None]
+        out = pixel @ pixel.transpose(1, 2)
+        if modes is None: return out
+        q, relative = torch.as_tensor(modes).to(b.flux), jacobian * b.flux[:, None]
+        shared = relative @ q.T - relative.sum(2, keepdim=True) * (_norm_window(model.survey, b) @ q.T)[:, None]
+        return out + shared @ shared.transpose(1, 2)
 
     return _apply(model, spectra, covariance, (model.n_latent,) * 2, batch_size, device)

@@ -5,6 +5,7 @@
 # %% ../nbs/52_pretrained.ipynb #2d6fd95d
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,22 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     return about | {"survey": survey, "n_latent": model.n_latent}
 
 
+def _digest(about: dict[str, Any]) -> str:
+    "SHA-256 of a description, its own digest left out."
+    text = json.dumps({k: v for k, v in about.items() if k != "digest"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def save_model(model: nn.Module, folder: str | Path, card: dict[str, Any] | None = None, *, half: bool = False) -> Path:
-    "Write a model as `model.safetensors`, `model.json` (description, sha256, precision) and `card.json`; returns the folder."
+    "Write `model.safetensors`, `model.json` (what it is, SHA-256 of the weights and of itself) and `card.json`; the folder."
     folder = Path(folder)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if half: state |= {k: state[k].half() for k, _ in model.named_parameters()}
     bad = [k for k, v in state.items() if not torch.isfinite(v).all()]
     if bad: raise ModelFileError(f"not written to {folder}: {bad[0]} is not finite" + " in half precision" * half)
     with atomic_write(folder / "model.safetensors") as temporary: temporary.write_bytes(write_tensors(state))
-    write_json(folder / "model.json", _describe(model) | {"sha256": sha256_of(folder / "model.safetensors"), "half": half})
+    about = _describe(model) | {"sha256": sha256_of(folder / "model.safetensors"), "half": half}
+    write_json(folder / "model.json", about | {"digest": _digest(about)})
     write_json(folder / "card.json", card or {})
     return folder
 
@@ -62,14 +70,13 @@ def load_model(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     try:
         about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        if _digest(about) != about["digest"]: raise ModelFileError("model.json is damaged: its digest is another; get it again")
         if sha256_of(folder / "model.safetensors") != about["sha256"]:
-            raise ModelFileError(f"{folder}/model.safetensors is damaged: its SHA-256 is not the one in model.json; get it again")
+            raise ModelFileError("model.safetensors is damaged: its SHA-256 is not the one in model.json; get it again")
         state = read_tensors((folder / "model.safetensors").read_bytes())
         model = _build(about)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except ModelFileError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, SafetensorError, SpectralError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError, SafetensorError, SpectralError) as error:
         raise ModelFileError(f"{folder} holds no usable model: {error}") from error
     return model.eval()
 
