@@ -68,10 +68,12 @@ class Grid:
     @classmethod
     def from_wave(cls, wave: np.ndarray, tolerance: float = 0.05) -> Grid:
         "Recognise a regular grid in an array of wavelengths (m,); SpectrumError where it is neither log nor linear."
-        wave = check_wave(wave)
+        wave, found = check_wave(wave), []
         for kind, x in (("log", np.log10(wave)), ("linear", wave)):
             step = (x[-1] - x[0]) / (len(x) - 1)
-            if np.abs(x - x[0] - step * np.arange(len(x))).max() < tolerance * step: return cls(kind, float(x[0]), float(step), len(x))
+            found.append((np.abs(x - x[0] - step * np.arange(len(x))).max() / step, cls(kind, float(x[0]), float(step), len(x))))
+        error, grid = min(found, key=lambda pair: pair[0])  # of a few pixels both kinds may be within the tolerance
+        if error < tolerance: return grid
         raise SpectrumError(f"wavelengths {wave[0]:.2f} to {wave[-1]:.2f} Å are neither a linear nor a log grid; rebin them first")
 
 
