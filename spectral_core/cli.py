@@ -98,7 +98,11 @@ def score(
 
     table = score(files, model=model, out=out, pictures=pictures)
     wanted = ("rank", "id", "z", "sn", "neg_log_prob", "tail_probability", "chi2_valid", "reason", "file")
-    table[[c for c in wanted if c in table.colnames]][:20].pprint(max_width=-1, max_lines=-1)
+    top = table[[c for c in wanted if c in table.colnames]][:20]
+    for name in top.colnames:
+        if top[name].dtype.kind == "f": top[name].info.format = ".4g"
+    top.pprint(max_width=-1, max_lines=-1)
+    print(f"{len(table)} rows: " + ", ".join(f"{n} {name}" for name, n in Counter(table["list"].tolist()).most_common()))
     if out: print(out)
 
 

@@ -33,7 +33,7 @@ def _read(files: str | Path | Sequence[str | Path], progress: bool) -> tuple[Spe
         warnings.filterwarnings("ignore", message=".*files were skipped", category=UserWarning)  # they get rows
         spectra = read_sdss(files, on_error="skip", dedupe="first", progress=progress)
     meta = spectra.table.meta
-    return spectra, [*meta["skipped"], *((name, "the same observation as another file") for name in meta["repeated"])]
+    return spectra, [*meta["skipped"], *((name, f"the same observation as {first}") for name, first in meta["repeated"])]
 
 
 def _unread_rows(unread: list[tuple[str, str]], like: Table) -> Table:

@@ -315,7 +315,7 @@ def test_fault_14_duplicate_ids(file, tmp_path):
     (tmp_path / "again" / "copy.fits").write_bytes(file.read_bytes())
     with pytest.raises(DataError, match=r"266516020001 \(again/copy.fits, spec-0266-51602-0001.fits\)"): read_sdss(tmp_path)
     spectra = read_sdss(tmp_path, dedupe="first")
-    assert len(spectra) == 1 and spectra.table.meta["repeated"] == ["spec-0266-51602-0001.fits"]
+    assert len(spectra) == 1 and spectra.table.meta["repeated"] == [("spec-0266-51602-0001.fits", "again/copy.fits")]
 
 
 @settings(derandomize=True, max_examples=30, deadline=None)

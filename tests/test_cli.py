@@ -76,11 +76,13 @@ def test_mistakes_at_the_prompt(command, monkeypatch):
 def test_score_prints_the_top_and_where_the_table_is(command, monkeypatch, tmp_path):
     from astropy.table import Table
 
-    table = Table({"rank": [1, -1], "id": [2**60, -1], "z": [0.1, 0.2], "reason": ["", "no redshift"], "other": [1, 2]})
+    table = Table({"rank": [1, -1], "id": [2**60, -1], "z": [0.123456, 0.2], "reason": ["", "no redshift"]})
+    table["list"] = ["ranked", "flagged"]
     given = {}
     monkeypatch.setattr(scoring, "score", lambda files, **settings: given.update(settings, files=files) or table)
     code, out, _ = command("score", "a.fits", "b", "--out", "ranked.fits", "--pictures", 3)
-    assert code == 0 and out.splitlines()[-1] == "ranked.fits" and str(2**60) in out and "no redshift" in out
+    assert code == 0 and out.splitlines()[-2:] == ["2 rows: 1 ranked, 1 flagged", "ranked.fits"]
+    assert str(2**60) in out and "no redshift" in out and " 0.1235 " in out
     assert [str(f) for f in given["files"]] == ["a.fits", "b"] and (given["model"], given["pictures"]) == ("sdss", 3)
 
 

@@ -52,7 +52,9 @@ def test_every_file_has_one_row_and_every_odd_row_a_reason(folder, own, mock):
     row = {name: table[table["file"] == name][0] for name in files}
     assert [row[f"more/{n}.fits"]["list"] for n in ("cut", "page")] == ["not read"] * 2
     assert "truncated" in row["more/cut.fits"]["reason"] and "HTML" in row["more/page.fits"]["reason"]
-    assert sum(table["reason"] == "the same observation as another file") == 1
+    copied = (folder / "more" / "copy.fits").read_bytes()
+    original = next(p.name for p in folder.glob("*.fits") if p.read_bytes() == copied)  # sorts behind the copy
+    assert (row[original]["list"], row[original]["reason"]) == ("not read", "the same observation as more/copy.fits")
     unranked = table[table["list"] != "ranked"]
     assert (unranked["rank"] == -1).all() and all(unranked["reason"])
     flagged = table[table["list"] == "flagged"]
@@ -96,14 +98,27 @@ def test_pictures_show_the_top_ten_to_a_page(mock, own, tmp_path, monkeypatch):
     assert heights[0] > 5 * heights[1] > 500  # ten spectra, and one
 
 
+def test_files_of_one_name_in_two_places_are_two_spectra(mock, own, tmp_path):
+    for name, row in (("a", 0), ("b", 1)):
+        (made,) = write_sdss(mock[row : row + 1], tmp_path / name)
+        made.rename(tmp_path / name / "galaxy.fits")
+    paths = [tmp_path / name / "galaxy.fits" for name in "ab"]
+    assert sorted(score(paths, own, progress=False)["file"]) == [p.as_posix() for p in paths]
+    twice = score([paths[0], paths[0]], own, progress=False)
+    assert sorted(twice["reason"])[-1] == "the same observation as galaxy.fits"
+
+
 @pytest.mark.real
-def test_every_sdss_layout_of_the_mirror_gets_its_rows(mirror, own):
-    folders = [mirror / name for name in ("sdss_galaxy_spectra", "sdss_qso_spectra", "sdss_star_spectra")]
+def test_every_sdss_file_of_the_mirror_gets_its_row(mirror, own):
+    "Galaxies, quasars, sky, a star in every layout; and the pipeline's templates, of which most are no spectra."
+    folders = sorted(mirror.glob("sdss_*"))
     files = [p for f in folders for p in f.rglob("*") if p.name.lower().removesuffix(".gz").endswith((".fits", ".fit"))]
     table = score(folders, own, progress=False)
-    assert len(table) == len(files)
-    assert (table["list"] != "not read").sum() > 0.9 * len(files)
-    assert all(table["reason"][table["rank"] < 0])
+    assert sorted(table["file"]) == sorted(p.name for p in files)
+    assert all(table["reason"][table["rank"] < 0]) and len(np.unique(table["id"][table["row"] >= 0])) == max(table["row"]) + 1
+    unread = table[table["list"] == "not read"]
+    assert sorted(unread["file"]) == sorted(p.name for p in files if p.name.startswith("spEigen"))
+    assert all("not spSpec's" in reason for reason in unread["reason"])
 
 
 @pytest.mark.skipif(not list(assets_dir().glob("sdss*/")), reason="no shipped model")

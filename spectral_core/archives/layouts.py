@@ -99,7 +99,8 @@ _SPEC_CLN = {1: "STAR", 2: "GALAXY", 3: "QSO", 4: "QSO", 5: "SKY", 6: "STAR", 7:
 def _spspec(path: Path, hdus: list[HDU]) -> SpectrumFile:
     "A spSpec file of DR7 or earlier."
     image = hdus[0].data
-    if len(image) < 4: raise DataError(f"{path}: image of {len(image)} rows; spSpec has flux, continuum, error, mask")
+    if len(image) < 4 or (image[3] % 1 != 0).any():
+        raise DataError(f"{path}: image of {len(image)} rows that are not spSpec's flux, continuum, error, mask")
     flux, error, mask = image[0].astype("f8"), image[2].astype("f8"), image[3].astype("i8")
     masks = next((h for h in hdus[1:] if "andmask" in h.names and len(h.data) == len(flux)), None)
     loglam = _first(hdus, ["COEFF0"], 0.0) + _first(hdus, ["COEFF1"], 1e-4) * np.arange(len(flux))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def plate_mjd_fiber(id: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def _identify(table: Table) -> tuple[np.ndarray, np.ndarray]:
     "id and object_id (n,) of the rows of a table of facts."
     named = np.array([seed_from("file", str(name).split(".fit")[0]) for name in table["file"]], dtype="i8")
-    known = table["layout"] != "table"
+    known = (table["plate"] > 0) & (table["layout"] == "spSpec") | np.char.startswith(table["layout"], "spec-")
     id = np.where(known, sdss_id(table["plate"], table["mjd"], table["fiber"]), named)
     group = group_positions(table["ra"], table["dec"])
     group = np.where(group < 0, named, group)
@@ -84,7 +85,8 @@ def _files(paths: str | Path | Sequence[str | Path]) -> list[tuple[Path, str]]:
         if not inside: raise DataError(f"{path}: no *.fits, *.fit (or .gz) file in this folder or below")
         found += [(p, p.relative_to(path).as_posix()) for p in inside]
     if not found: raise DataError("no files to read")
-    return found
+    places = Counter(name for _, name in dict.fromkeys(found))
+    return [(path, name if places[name] == 1 else path.as_posix()) for path, name in found]
 
 
 def _read_file(path: Path, grid: Grid, and_mask: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -107,14 +109,15 @@ def _redshifts(z: Any, files: list[tuple[Path, str]]) -> list[float | None]:
     return np.broadcast_to(np.asarray(z, float), len(files)).tolist()
 
 
-def _drop_repeated(id: np.ndarray, files: Sequence[str], dedupe: str | None) -> np.ndarray:
-    "Rows to keep; DataError that names the files of the first five observations that stand twice."
+def _drop_repeated(id: np.ndarray, files: Sequence[str], dedupe: str | None) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    "Rows to keep, and (name, name of the first) of the others; DataError that names five pairs unless dedupe='first'."
     _, first, inverse = np.unique(id, return_index=True, return_inverse=True)
     again = np.flatnonzero(first[inverse] != np.arange(len(id)))
-    if len(again) and dedupe != "first":
-        pairs = "; ".join(f"{id[i]} ({files[first[inverse[i]]]}, {files[i]})" for i in again[:5])
-        raise DataError(f"{len(again)} observations stand twice: {pairs}; dedupe='first' keeps the first of each")
-    return np.sort(first)
+    pairs = [(str(files[i]), str(files[first[inverse[i]]])) for i in again]
+    if pairs and dedupe != "first":
+        shown = "; ".join(f"{id[i]} ({before}, {name})" for i, (name, before) in zip(again[:5], pairs))
+        raise DataError(f"{len(again)} observations stand twice: {shown}; dedupe='first' keeps the first of each")
+    return np.sort(first), pairs
 
 # %% ../../nbs/20_archives.sdss.ipynb #9672ce42
 def read_sdss(
@@ -154,9 +157,8 @@ def _assemble(rows: list, skipped: list, survey: Survey, dedupe: str | None) -> 
     if not rows: raise DataError(f"none of the {len(skipped)} files holds a spectrum; the first: {skipped[0][1]}")
     table = Table({key: [row[3][key] for row in rows] for key in FACTS})
     id, object_id = _identify(table)
-    keep = _drop_repeated(id, table["file"], dedupe)
+    keep, repeated = _drop_repeated(id, table["file"], dedupe)
     flux, ivar, mask = (np.stack([rows[i][k] for i in keep]) for k in range(3))
-    repeated = [str(name) for name in np.delete(table["file"], keep)]
     table = table[keep]
     flag = np.where(table["cropped"] > 0, Flag.CROPPED, 0) | np.where(table["rebinned"], Flag.REBINNED, 0)
     table.remove_columns(["object_id", "rebinned"])
