@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from enum import IntFlag
 from pathlib import Path
@@ -95,7 +95,7 @@ class Config:
         for field in fields(self):
             value = getattr(self, field.name)
             if not _fits(value, hints[field.name]):
-                raise ConfigError(f"{type(self).__name__}.{field.name} must be {field.type}, not {value!r}")
+                raise ConfigError(f"{type(self).__name__}.{field.name} must be {getattr(field.type, '__name__', field.type)}, not {value!r}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -147,7 +147,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) else error.strerror or error
         raise RunError(f"could not write {path}: {reason}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError): temporary.unlink()  # it may never have come to be
 
 
 def _plain(value: Any) -> Any:

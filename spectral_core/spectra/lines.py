@@ -40,7 +40,7 @@ def line_wave(name: str) -> float:
     "Vacuum wavelength in Å of the emission line `name`; an unknown name raises SpectrumError and names the nearest."
     found = np.flatnonzero(LINES["name"] == name)
     if len(found): return float(LINES["wave"][found[0]])
-    hint = nearest(name, LINES["name"])
+    hint = nearest(name, LINES["name"].tolist())
     raise SpectrumError(f"no emission line {name!r}" + (f"; did you mean {hint!r}?" if hint else ""))
 
 # %% ../../nbs/14_spectra.lines.ipynb #d87fa3dc
@@ -61,9 +61,9 @@ def kewley2001(log_nii_ha: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/14_spectra.lines.ipynb #857af08c
 def log_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    "log10 of a flux ratio; NaN where one of the two is not positive."
+    "log10 of a flux ratio; NaN where one of the two is not positive or not finite."
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
-    good = (numerator > 0) & (denominator > 0)
+    good = (numerator > 0) & (denominator > 0) & np.isfinite(numerator) & np.isfinite(denominator)
     return np.where(good, np.log10(np.where(good, numerator, 1) / np.where(good, denominator, 1)), np.nan)
 
 
