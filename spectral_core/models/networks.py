@@ -83,17 +83,19 @@ class CompactEncoder(nn.Module):
             nn.Conv1d(a, b, width, stride, padding=(width - stride) // 2)
             for a, (b, width, stride) in zip(channels, self.layers)
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(1, c) for c in channels[1:])
         patches = 0 if length is None else length // self.layers[0][2]
         self.position = nn.Parameter(torch.zeros(channels[1], patches)) if patches else None
         self.head = nn.Sequential(nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, n_latent))
+        for convolution in self.convolutions:
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            nn.init.zeros_(convolution.bias)
 
     def forward(self, flux: Tensor, weight: Tensor) -> Tensor:
         x = compress(flux, weight)
-        for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms)):
-            x = norm(convolution(x))
+        for i, convolution in enumerate(self.convolutions):
+            x = convolution(x)
             if i == 0 and self.position is not None: x = x + self.position[:, : x.shape[-1]]
-            if i < len(self.norms) - 1: x = nn.functional.silu(x)
+            if i < len(self.convolutions) - 1: x = nn.functional.silu(x)
         return self.head(_attend(x))
 
 # %% ../../nbs/39_models.networks.ipynb #23eb82b5
@@ -102,20 +104,26 @@ class Decoder(nn.Module):
 
     def __init__(self, n_latent: int, n_rest: int, hidden: tuple[int, ...], activation: str):
         super().__init__()
-        widths = [n_latent, *hidden, n_rest]
-        kinds = {
-            "speculator": (SpeculatorActivation, SpeculatorActivation),
-            "leaky_relu": (lambda n: nn.LeakyReLU(), lambda n: nn.LeakyReLU()),
-            "silu": (lambda n: nn.SiLU(), lambda n: nn.Identity()),
-        }
+        kinds = {"speculator": SpeculatorActivation, "leaky_relu": lambda n: nn.LeakyReLU(), "silu": lambda n: nn.SiLU()}
         if activation not in kinds:
             raise ConfigError(f"the decoder's activation is one of {', '.join(kinds)}, not {activation!r}")
-        within, last = kinds[activation]
-        self.mlp = _perceptron(widths, [*map(within, hidden), last(n_rest)])
+        widths, self.linear_end = [n_latent, *hidden, n_rest], activation == "silu"
+        layers = [kinds[activation](n) for n in widths[1:]]
+        if self.linear_end: layers[-2:] = nn.Identity(), nn.Identity()
+        self.mlp = _perceptron(widths, layers)
         self.plus_one = activation != "leaky_relu"
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.mlp(latents) + 1 if self.plus_one else self.mlp(latents)
+
+    @torch.no_grad()
+    def begin(self, mean: Tensor, components: Tensor) -> None:
+        "Start the linear end at a `mean` (L,) and `components` (K, L), K the last hidden width, of unit coefficients."
+        last = self.mlp[-3]
+        if not self.linear_end or components.shape != last.weight.T.shape:
+            raise ConfigError(f"only a 'silu' decoder begins at components, and needs {tuple(last.weight.T.shape)} of them")
+        last.weight.copy_(components.T)
+        last.bias.copy_(mean - 1)
 
 # %% ../../nbs/39_models.networks.ipynb #a113c910
 def released_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
