@@ -20,3 +20,11 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_numbers(request):
+    "A module's `rng` starts anew for every test: no draw depends on which tests ran before, or in which process."
+    from spectral_core.core import generator
+
+    if hasattr(request.module, "rng"): request.module.rng = generator("test", request.node.name)

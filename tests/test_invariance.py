@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from spectral_core.analysis.invariance import (
     invariance_table,
@@ -13,6 +14,8 @@ from spectral_core.analysis.invariance import (
     repeat_pairs,
 )
 from spectral_core.core import DataError
+from spectral_core.models.similarity import consistency_loss, similarity_loss
+from spectral_core.train import Stage, fit
 
 rng = np.random.default_rng(0)
 LATENTS = rng.standard_normal((800, 6))
@@ -43,8 +46,34 @@ def test_rows_that_could_not_be_encoded_take_no_part():
     assert result.n == 799 and np.isfinite(result).all()
 
 
-def test_collapsed_latents_are_announced():
+def test_fault_34_collapsed_latents_are_announced():
     with pytest.warns(UserWarning, match="collapsed"): redshift_invariance(1e-6 * LATENTS, 1e-6 * MOVED)
+
+
+def test_fault_34_consistency_alone_lets_the_latents_collapse():
+    "Trained on L_c and nothing else, an encoder gives every spectrum the same latents; with L_sim beside it, it does not."
+    x = torch.randn(240, 10, generator=torch.Generator().manual_seed(0))
+
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear = torch.nn.Linear(10, 3)
+
+        def forward(self, batch, *, similarity=0.0, **_):
+            latents = self.linear(batch)
+            moved = self.linear(batch + 0.5 * torch.randn_like(batch))
+            return consistency_loss(latents, moved) + similarity * similarity_loss(latents, batch)
+
+    def measure(**terms):
+        model = Encoder()
+        fit(model, x[:200], x[200:], stages=[Stage("only", 40, terms)], batch_size=20, lr=0.03, progress=False, device="cpu")
+        again = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad(): return redshift_invariance(model.linear(x), model.linear(again))
+
+    with pytest.warns(UserWarning, match="collapsed"): alone = measure()
+    both = measure(similarity=1.0)  # would be an error here if it warned
+    assert alone.rand < 1e-3 < 0.1 < both.rand
 
 
 def test_shapes_that_do_not_fit():
