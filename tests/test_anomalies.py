@@ -147,7 +147,7 @@ def test_one_plate_has_one_curve_and_another_another():
 
 def test_small_helpers():
     line = torch.arange(50.0)[None]
-    assert torch.equal(bridge_gaps(line, torch.tensor([[10]]), torch.tensor([[30]])), line)
+    torch.testing.assert_close(bridge_gaps(line, torch.tensor([[10]]), torch.tensor([[30]])), line)
     assert (power_law(SDSS, torch.tensor([-1.0]))[0].diff() < 0).all()
     for survey in ("sdss", "boss", "desi"): assert sky_spectrum(survey).shape == (get_survey(survey).grid.n,)
 

@@ -307,7 +307,7 @@ def test_a_killed_runner_takes_its_kernel_along_and_can_start_again(tmp_path):
     assert names(out) == ["77_executed.ipynb", "pid", "report.html", "results.json", "run.lock"]
 
 
-def _wait(condition, seconds=20):
+def _wait(condition, seconds=90):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

@@ -37,7 +37,8 @@ def pixels(low, high, survey="sdss"):
 def test_a_deviate_depends_on_seed_and_column_alone(seeds, n):
     seeds = torch.tensor(seeds)
     together = hashed_normals(seeds, n)
-    for row in (0, len(seeds) - 1): assert torch.equal(hashed_normals(seeds[row : row + 1], n)[0], together[row])
+    for row in (0, len(seeds) - 1):  # vectorised logarithms may differ in their last bit
+        torch.testing.assert_close(hashed_normals(seeds[row : row + 1], n)[0], together[row], rtol=1e-5, atol=1e-5)
     assert torch.isfinite(together).all() and not torch.equal(together[0], together[1])
 
 
@@ -139,7 +140,7 @@ def test_object_noise_and_floor_grow_with_flux():
 def test_boss_keeps_sdss_inside_its_range():
     start = round((SDSS.grid.first - get_survey("boss").grid.first) * 1e4)
     inside = slice(start, start + SDSS.grid.n)
-    assert torch.equal(noise_model("boss").sigma[inside], noise_model("sdss").sigma)
+    torch.testing.assert_close(noise_model("boss").sigma[inside], noise_model("sdss").sigma)
 
 
 def test_desi_arms_merge_by_inverse_variance():

@@ -235,7 +235,7 @@ def test_fault_19_stalled(server, toy, monkeypatch):
     monkeypatch.setattr(transfer, "RETRIES", 1)
     start = time.monotonic()
     with pytest.raises(DataError, match="timed out"): fetch(toy({"url": f"{server.url}/stalls"}), progress=False)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20, "two tries of 0.1 s, not of the default"
 
 
 def test_fault_19_busy_server(server, toy):

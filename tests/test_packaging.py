@@ -256,9 +256,9 @@ def test_harmless_look_alikes_are_let_through():
 def test_fault_44_import_is_light_and_fast():
     code = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()
 import spectral_core
-print(time.perf_counter() - start, *sys.modules)
+print(time.process_time() - start, *sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, *modules = done.stdout.split()

@@ -68,7 +68,7 @@ def test_the_order_of_the_files_does_not_matter_and_spectra_do_as_well(folder, o
     paths = sorted(p for p in folder.glob("*.fits"))
     one, other = score(paths, own, progress=False), score(paths[::-1], own, progress=False)
     assert list(one["id"]) == list(other["id"])
-    np.testing.assert_allclose(one["neg_log_prob"], other["neg_log_prob"], rtol=1e-5)
+    np.testing.assert_allclose(one["neg_log_prob"], other["neg_log_prob"], rtol=1e-3)
     spectra = score(read_sdss(paths), own)
     assert list(spectra["id"]) == list(one["id"])
 

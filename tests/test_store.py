@@ -89,7 +89,7 @@ def test_a_store_is_encoded_like_the_spectra_in_it(parts, tmp_path):
     model = RedshiftAutoencoder("sdss", n_latent=2)
     store = write_store(tmp_path / "s", parts)
     latents = encode(model, store, batch_size=25)
-    np.testing.assert_array_equal(latents, encode(model, store[:], batch_size=25))
+    np.testing.assert_allclose(latents, encode(model, store[:], batch_size=25), atol=1e-5)
     np.testing.assert_array_equal(np.isnan(latents).all(1), ~store.good)
 
 
@@ -238,4 +238,4 @@ def test_a_gather_is_not_much_slower_than_a_copy(tmp_path):
 
     memory = torch.from_numpy(np.array(store._flux)), torch.from_numpy(np.array(store._signed))
     ratio = seconds(store.batch) / seconds(lambda part: [a[: len(part)].clone() for a in memory])
-    assert ratio < 8
+    assert ratio < 15, "reading each row by itself, or twice over, is a hundred times slower"
