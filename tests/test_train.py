@@ -7,6 +7,7 @@ import pickle
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from spectral_core.checkpoint import load_checkpoint, save_checkpoint, source_fi
 from spectral_core.core import ConfigError, DataError, ModelFileError, RunError, run_lock
 from spectral_core.models.flows import FlowConfig, MaskedAutoregressiveFlow
 from spectral_core.schedule import FitConfig, Stage, learning_rate
+from spectral_core.spectra.container import Spectra
+from spectral_core.spectra.surveys import SDSS
 from spectral_core.train import fit
 
 HERE = Path(__file__).parent
@@ -49,6 +52,12 @@ def points(n=120, seed=0):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=n)
     return np.stack([x, 3 * x - 1 + 0.1 * rng.normal(size=n)], 1).astype("f4")
+
+
+def noisy_spectra(n, survey="sdss"):
+    rng = np.random.default_rng(0)
+    flux = 1 + 0.1 * rng.normal(size=(n, 3921)).astype("f4")
+    return Spectra(flux, np.full_like(flux, 100), rng.uniform(0.01, 0.3, n), survey)
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +135,23 @@ def test_amp_is_really_active_inside_the_model(amp):
     fit(model, points(), points(20, 1), n_epoch=1, amp=amp, **QUIET)
     assert {dtype for *_, dtype in model.calls} == {torch.bfloat16 if amp else torch.float32}
     assert model.linear.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_amp_reaches_the_networks_of_an_autoencoder_and_not_its_losses(amp):
+    "Convolutions and linear layers in bfloat16, every loss and every weight in float32."
+    from spectral_core.models.autoencoder import AutoencoderConfig, RedshiftAutoencoder
+
+    seen, spectra = {"network": set(), "loss": set()}, noisy_spectra(6)
+    model = RedshiftAutoencoder("sdss", 2, AutoencoderConfig(hidden=(8,)))
+    for layer in model.modules():
+        if not isinstance(layer, nn.Conv1d | nn.Linear): continue
+        layer.register_forward_hook(lambda module, inputs, out: seen["network"].add(out.dtype))
+    model.register_forward_hook(lambda module, inputs, out: seen["loss"].update(v.dtype for v in out.values()))
+    stages = [Stage("all", 1, {"similarity": 1.0, "consistency": 1.0})]
+    fit(model, spectra, spectra, stages=stages, batch_size=3, amp=amp, **QUIET)
+    assert seen == {"network": {torch.bfloat16 if amp else torch.float32}, "loss": {torch.float32}}
+    assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
 def test_gradients_are_clipped():
@@ -263,6 +289,14 @@ def test_fault_22_a_fit_says_that_the_disk_is_full(tmp_path, monkeypatch):
         fit(Line(), points(), points(20, 1), n_epoch=1, run=tmp_path / "other", **QUIET)
 
 
+def test_fault_22_a_run_folder_that_cannot_be_made_is_noticed_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    model = Line()
+    with pytest.raises(RunError, match="cannot use .*file/run as a run folder"):
+        fit(model, points(), points(20, 1), n_epoch=1, run=tmp_path / "file" / "run", **QUIET)
+    assert not model.calls
+
+
 def damage(path, kind, seed):
     data = bytearray(path.read_bytes())
     where = int(np.random.default_rng(seed).integers(len(data)))
@@ -334,6 +368,20 @@ def test_fault_28_other_settings_or_data_are_refused_with_the_difference(tmp_pat
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert len(fit(Line(), data, valid, n_epoch=2, lr=0.01, run=tmp_path, force=True, **QUIET)) == 2
     assert (tmp_path / "model.safetensors").read_bytes() != before
+
+
+def test_fault_28_another_survey_of_the_same_name_is_another_model(tmp_path):
+    "z_max decides where augments go: it belongs to what a run is."
+    from spectral_core.models.autoencoder import AutoencoderConfig, RedshiftAutoencoder
+
+    def run(survey, **config):
+        model = RedshiftAutoencoder(survey, 2, AutoencoderConfig(hidden=(4,), **config))
+        return fit(model, noisy_spectra(4, survey), noisy_spectra(4, survey), n_epoch=1, run=tmp_path, **QUIET)
+
+    run(SDSS)
+    assert len(run("sdss")) == 1
+    with pytest.raises(ConfigError, match=r"model.arguments.survey.z_max: 0.5 -> 0.4"): run(replace(SDSS, z_max=0.4))
+    with pytest.raises(ConfigError, match=r"model.arguments.config.sigma_s: 0.1 -> 0.2"): run(SDSS, sigma_s=0.2)
 
 
 def test_fault_28_other_code_is_refused_but_comments_and_layout_are_not_code(tmp_path, monkeypatch):
