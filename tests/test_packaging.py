@@ -3,6 +3,7 @@
 import ast
 import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -267,10 +268,10 @@ print(time.process_time() - start, *sys.modules)
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    "The names in a wheel built from a copy of what is under version control or about to be."
+def built(tmp_path_factory):
+    "A wheel, built from the source distribution of a copy of what is under version control or about to be."
     source = tmp_path_factory.mktemp("source")
-    keep = ["pyproject.toml", "setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE"]
+    keep = ["pyproject.toml", "setup.py", "settings.ini", "constraints.txt", "MANIFEST.in", "README.md", "LICENSE"]
     for name in keep: shutil.copy(ROOT / name, source)
     ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     for folder in ("spectral_core", "papers", "data_manifests"):
@@ -278,11 +279,18 @@ def wheel(tmp_path_factory):
     (source / "papers" / "99_toy.ipynb").write_text("{}")  # whether or not a chapter exists yet
     (source / "spectral_core/assets/toy").mkdir(parents=True)
     (source / "spectral_core/assets/toy/model.json").write_text("{}")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist"]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist"]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "would be ignored" not in done.stdout + done.stderr, "setuptools is about to leave out package data"
     [file] = (source / "dist").glob("*.whl")
-    with zipfile.ZipFile(file) as archive: return set(archive.namelist())
+    return file
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    "The names in the wheel."
+    with zipfile.ZipFile(built) as archive: return set(archive.namelist())
 
 
 def assets() -> list[Path]:
@@ -307,3 +315,22 @@ def test_wheel_holds_nothing_else(wheel):
 def test_shipped_files_stay_small():
     sizes = [path.stat().st_size for path in assets()]
     assert sum(sizes) <= 40e6 and max(sizes) <= 8e6
+
+
+def test_an_installed_wheel_finds_its_chapters_manifests_and_models_outside_a_clone(built, tmp_path):
+    with zipfile.ZipFile(built) as archive: archive.extractall(tmp_path / "installed")
+    code = """
+import spectral_core
+from spectral_core.chapters import list_chapters
+from spectral_core.core import assets_dir
+from spectral_core.manifest import list_datasets
+from spectral_core.spectra.preprocessing import sky_lines
+print(spectral_core.__file__, *list_chapters().values(), assets_dir(), len(list_datasets()), len(sky_lines()), sep="|")
+"""
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *paths, n_datasets, n_lines = done.stdout.strip().split("|")
+    assert all(path.startswith(str(tmp_path / "installed")) and Path(path).exists() for path in paths), paths
+    assert int(n_datasets) == len(list((ROOT / "data_manifests").glob("*.json"))) and int(n_lines) > 100
+    assert [Path(path).name for path in paths[1:-1]] == [*(path.name for path in CHAPTERS), "99_toy.ipynb"]
