@@ -113,7 +113,7 @@ def test_notebook_name_says_what_it_exports(path):
     assert re.fullmatch(r"\d\d_" + re.escape(default_exp(path) or r""), path.stem)
 
 
-def test_export_drift(tmp_path):
+def test_fault_43_export_drift(tmp_path):
     "Exporting all notebooks in an empty tree gives exactly the modules that stand here."
     shutil.copy(ROOT / "settings.ini", tmp_path)
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
@@ -126,7 +126,7 @@ def test_export_drift(tmp_path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS + CHAPTERS, ids=lambda path: path.stem)
-def test_notebook_is_clean(path):
+def test_fault_43_notebook_is_clean(path):
     "No outputs, no counts, no metadata but tags: what is committed is the source."
     for cell in json.loads(path.read_text())["cells"]:
         assert set(cell["metadata"]) <= {"tags"}, f"{path.name}: metadata {cell['metadata']}"

@@ -174,3 +174,21 @@ def test_errors_are_the_scatter_of_repeated_mock_observations():
     assert 0.75 < np.median(first["all"]) < 1.3 and ((first["all"] > 0.4) & (first["all"] < 2.5)).all(), first
     assert 0.6 < distance["all"] < 1.6, "half of all pairs within 0.9 for normal errors of the right size"
     assert np.median(first["pixels"]) > 3 and distance["pixels"] > 20
+
+
+@pytest.mark.real
+def test_real_galaxies_seen_twice_are_apart_by_their_errors(mirror):
+    "The 56 repeat pairs of the mirror's bright galaxies: by pixel noise alone they would be different galaxies."
+    from spectral_core.analysis.invariance import repeat_distances, repeat_pairs
+    from spectral_core.archives.sdss import read_sdss
+    from spectral_core.pretrained import load
+    from spectral_core.simulate.instrument import noise_model
+    from spectral_core.spectra.preprocessing import preprocess
+
+    spectra, model = preprocess(read_sdss(mirror / "sdss_galaxy_bright")), load("sdss")
+    twice = spectra[np.isin(spectra.object_id, spectra.object_id[repeat_pairs(spectra.object_id)[:, 0]]) & spectra.good]
+    latents, distance = encode(model, twice), {}
+    for name, modes in (("pixels", None), ("all", noise_model("sdss").calibration_modes)):
+        repeats = repeat_distances(latents, twice.object_id, latent_covariance(model, twice, modes=modes))
+        distance[name] = np.median(repeats["mahalanobis"])
+    assert len(repeats) >= 50 and distance["pixels"] > 20 and 0.1 < distance["all"] < 3, distance
