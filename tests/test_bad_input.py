@@ -261,8 +261,11 @@ def test_fault_11_redshift_missing_or_out_of_range(z, model):
 
 
 @pytest.mark.parametrize("z", [np.nan, np.inf, -1.0, -2.0, [0.1, np.nan]])
-def test_fault_11_direct_call_raises(z):
+def test_fault_11_direct_call_raises(z, model):
     with pytest.raises(SpectrumError, match="finite and > -1"): redshift_wave(SDSS.grid.wave, np.array(z))
+    z = np.atleast_1d(z)
+    for survey in ("sdss", "desi"):  # the same lattice, and another
+        with pytest.raises(SpectrumError, match="finite and > -1"): model.reconstruct(torch.zeros(len(z), 3), z, survey)
 
 
 WAVE = np.linspace(4000.0, 4100.0, 101)

@@ -468,6 +468,15 @@ def test_fault_32_loss_not_a_number_stops_before_the_step_and_names_the_rows(tmp
         fit(Line(), data, points(20, 1), n_epoch=1, batch_size=120, **QUIET)
 
 
+def test_fault_32_a_validation_loss_that_is_no_number_ends_the_fit_as_well(tmp_path):
+    valid = points(20, 1)
+    valid[3, 1] = 1e30
+    with pytest.raises(RunError, match="validation loss inf after epoch 1"):
+        fit(Line(), points(), valid, n_epoch=2, run=tmp_path, **QUIET)
+    assert json.loads(load_checkpoint(tmp_path)["history"])["epochs"] == []
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_fault_39_one_run_per_folder_and_a_kill_frees_the_lock(tmp_path):
     hold = """if True:
         import sys, time

@@ -177,6 +177,7 @@ def resample_rest(x: Tensor, rest: Grid, obs: Grid, z: Tensor) -> tuple[Tensor, 
     import torch
 
     z = torch.as_tensor(z, dtype=torch.float64, device=x.device)
+    if not (torch.isfinite(z) & (z > -1)).all(): raise SpectrumError(f"a redshift must be finite and > -1, not {z.tolist()[:5]}")
     if rest.kind == obs.kind == "log" and np.isclose(rest.step, obs.step, rtol=1e-9):
         start = (obs.first - rest.first - torch.log10(1 + z)) / rest.step
         return shift_rows(x, start, obs.n), inside_rows(rest.n, start, obs.n)
