@@ -524,6 +524,10 @@ def test_fingerprint_sees_every_bit_of_small_data_and_the_length_of_large():
     seen = {fingerprint(x), fingerprint(x.double()), fingerprint(x[:99]), fingerprint(x.flip(0))}
     assert len(seen) == 4
     assert fingerprint(x) == fingerprint(x.clone())
+    for row in (0, 4097, 19_999):  # any one value of a sample as large as the chapters'
+        x = torch.zeros(20_000, 2)
+        x[row, 1] = 1e-30
+        assert fingerprint(x) != fingerprint(torch.zeros(20_000, 2))
     large = torch.zeros(10_000, 1)
     assert fingerprint(large, n_sample=100) != fingerprint(large[:-1], n_sample=100)
 
