@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from ddp_target import main as fit_alone
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
@@ -519,12 +521,41 @@ def test_a_launcher_that_starts_too_few_processes_is_noticed(monkeypatch):
 # data
 
 
+@settings(derandomize=True, max_examples=80, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 64), st.integers(1, 8))
+def test_batches_hold_every_row_once_and_work_for_every_process(n, batch_size, world):
+    rows = np.random.default_rng(n).permutation(1000)[:n]
+    if n < world:
+        with pytest.raises(DataError, match=f"{n} usable rows are too few"): partition(rows, batch_size, world)
+        return
+    parts = partition(rows, batch_size, world)
+    sizes = [len(part) for part in parts]
+    assert np.concatenate(parts).tolist() == rows.tolist() and max(sizes) - min(sizes) <= 1 and min(sizes) >= world
+    assert max(sizes) <= max(batch_size, 2 * world - 1)
+
+
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=4))
+def test_every_epoch_belongs_to_one_stage(lengths):
+    config = FitConfig(tuple(Stage(str(i), n) for i, n in enumerate(lengths)))
+    found = [(stage.name, before) for stage, before in map(config.stage_at, range(config.n_epoch))]
+    assert found == [(str(i), k) for i, n in enumerate(lengths) for k in range(n)]
+    with pytest.raises(IndexError): config.stage_at(config.n_epoch)
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant"])
+def test_the_learning_rate_has_its_peak_and_stays_positive(schedule):
+    rates = [learning_rate(t, 0.01, schedule) for t in np.linspace(0, 0.999, 1000)]
+    assert max(rates) == pytest.approx(0.01, rel=1e-4) and min(rates) > 0
+    if schedule != "constant": assert rates[-1] < 1e-6
+
+
 def test_fingerprint_sees_every_bit_of_small_data_and_the_length_of_large():
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
     seen = {fingerprint(x), fingerprint(x.double()), fingerprint(x[:99]), fingerprint(x.flip(0))}
     assert len(seen) == 4
     assert fingerprint(x) == fingerprint(x.clone())
-    for row in (0, 4097, 19_999):  # any one value of a sample as large as the chapters'
+    for row in (0, 4097, 19_999):  # any one value of a sample as large as a chapter's
         x = torch.zeros(20_000, 2)
         x[row, 1] = 1e-30
         assert fingerprint(x) != fingerprint(torch.zeros(20_000, 2))
