@@ -20,7 +20,7 @@ from .core import DataError
 # %% auto #0
 __all__ = ['DATA', 'MODEL', 'OTHER', 'FAINT', 'STYLE', 'Picture', 'styled', 'new_figure', 'plot_latent_distances',
            'plot_invariance', 'plot_embedding', 'plot_latents', 'plot_label_counts', 'plot_recall', 'plot_roc',
-           'plot_training', 'plot_estimates']
+           'plot_training', 'plot_estimates', 'plot_second_redshift', 'plot_instruments']
 
 # %% ../nbs/78_charts.ipynb #5992be92
 DATA, MODEL, OTHER, FAINT = "0.15", "#c2272d", "#2a6ebb", "0.75"
@@ -284,4 +284,33 @@ def plot_estimates(truth: Mapping[str, np.ndarray], estimate: np.ndarray, scatte
         spread = 1.4826 * np.median(np.abs(e[known] - t[known] - bias))
         ax.set(xlabel=f"{name}, true", ylabel="from latent neighbours", xlim=(low, high), ylim=(low, high))
         ax.set_title(f"bias {bias:+.2f}, σ {spread:.2f}")
+    return figure
+
+# %% ../nbs/78_charts.ipynb #3a603ddd
+@styled
+def plot_second_redshift(truth: np.ndarray, found: np.ndarray, significance: np.ndarray, *, sure: float = 2.0) -> Figure:
+    "Second redshifts found (n,) against true ones (n,); filled where the significance in σ exceeds `sure`."
+    figure, ((ax,),) = new_figure(size=(3.6, 3.4))
+    truth, found, detected = np.asarray(truth, float), np.asarray(found, float), np.asarray(significance, float) > sure
+    top = 1.05 * max(_finite(truth, "true redshift").max(), _finite(found, "redshift found").max())
+    ax.plot([0, top], [0, top], color=OTHER, lw=0.8)
+    ax.plot(truth[~detected], found[~detected], "o", ms=4, mfc="none", mec=DATA, mew=0.7, label=f"below {sure:g}σ: {(~detected).sum()}")
+    ax.plot(truth[detected], found[detected], "o", ms=4, color=MODEL, label=f"above {sure:g}σ: {detected.sum()}")
+    ax.set(xlabel="true second redshift", ylabel="second redshift found", xlim=(0, top), ylim=(min(0, np.nanmin(found)) - 0.01, top))
+    ax.legend(loc="upper left")
+    return figure
+
+# %% ../nbs/78_charts.ipynb #b04f36e7
+@styled
+def plot_instruments(spectra: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    "Spectra name → (wave (m,) in Å, flux (n, m), normalised) of the same n galaxies through several instruments, a panel each."
+    if not spectra: raise DataError("nothing to draw: no instrument")
+    n = len(next(iter(spectra.values()))[1])
+    figure, axes = new_figure(n, 1, (7.5, 1.5 * n + 0.6), sharex=True)
+    for i, ax in enumerate(axes[:, 0]):
+        for j, (name, (wave, flux)) in enumerate(spectra.items()):
+            ax.plot(wave, np.where(flux[i] == 0, np.nan, flux[i]) + 0.6 * j, color=(DATA, MODEL, OTHER)[j % 3], lw=0.6, label=name + (f" + {0.6 * j:g}" if j else ""))
+        ax.set_ylabel("flux / continuum")
+    axes[0, 0].legend(ncols=len(spectra), loc="upper right")
+    axes[-1, 0].set_xlabel("observed wavelength (Å, vacuum)")
     return figure

@@ -20,7 +20,7 @@ from ..spectra.container import Spectra
 
 # %% auto #0
 __all__ = ['NOISE_CHI2', 'LISTS', 'COVARIATE_SCALE', 'peak_flux', 'misfit', 'rank_outliers', 'covariates', 'tail_rank',
-           'TailCalibration', 'save_calibration', 'load_calibration', 'rank_stability']
+           'TailCalibration', 'save_calibration', 'load_calibration', 'joint_tail', 'rank_stability']
 
 # %% ../../nbs/60_analysis.outliers.ipynb #82b159dc
 def peak_flux(spectra: Spectra) -> np.ndarray:
@@ -195,6 +195,11 @@ def load_calibration(path: str | Path) -> TailCalibration:
         return TailCalibration(arrays["statistic"], arrays["conditions"], int(arrays["k"][0]))
     except (OSError, KeyError, IndexError, ValueError, SafetensorError, DataError) as error:
         raise ModelFileError(f"{path} is no tail calibration ({error}); write it again") from error
+
+# %% ../../nbs/60_analysis.outliers.ipynb #7c151955
+def joint_tail(*tail: np.ndarray) -> np.ndarray:
+    "Probability (n,) that the smallest of k independent tail probabilities (each (n,)) is so small; NaN where one is NaN."
+    return -np.expm1(len(tail) * np.log1p(-np.clip(np.min(tail, axis=0), 0, 1 - 1e-16)))
 
 # %% ../../nbs/60_analysis.outliers.ipynb #9d9fd599
 def rank_stability(neg_log_prob: np.ndarray, top: int = 100) -> dict[str, np.ndarray | float | int]:
