@@ -67,6 +67,7 @@ class AutoencoderConfig(Config):
     k0: float = 2.5  # Table 1
     k1: float = 5.0  # eq. 3, its peak (Table 1); it rises from 0 with the training's progress
     sigma_s: float = 0.1  # eq. 5 (§3.1)
+    error_floor: float = 0.04  # of the continuum, added to the noise in L_fid; the paper has none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,8 +77,8 @@ class AutoencoderConfig(Config):
 
 
 COMPACT = AutoencoderConfig()
-PAPER = AutoencoderConfig(encoder="spender", rest="linear", hidden=(256, 512, 1024), activation="leaky_relu")
-RELEASED = AutoencoderConfig(encoder="spender", rest="linear", hidden=(64, 256, 1024), activation="speculator")
+PAPER = AutoencoderConfig("spender", rest="linear", hidden=(256, 512, 1024), activation="leaky_relu", error_floor=0.0)
+RELEASED = AutoencoderConfig("spender", rest="linear", hidden=(64, 256, 1024), activation="speculator", error_floor=0.0)
 
 # %% ../../nbs/41_models.autoencoder.ipynb #3273a6c8
 def _uniform(like: Tensor, *shape: int, generator: torch.Generator | None = None) -> Tensor:
@@ -222,24 +223,28 @@ class RedshiftAutoencoder(nn.Module):
         progress: float = 1.0,
         similarity: float = 0.0,
         consistency: float = 0.0,
+        recovery: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Losses of a batch: 'loss' = 'fidelity' + similarity·'similarity' + consistency·'consistency' (Liang+23 eq. 2).
 
         `similarity`, `consistency`: factors of the two terms, 0 leaves a term out. `progress` in [0, 1] sets the slope k1.
+        `recovery`, beyond the paper: factor of the fidelity with which the augment's latents give the original spectrum.
         """
         n = len(batch.flux)
-        moved = augment(batch, self.survey, generator=generator) if consistency else None
+        moved = augment(batch, self.survey, generator=generator) if consistency or recovery else None
         seen = batch if moved is None else Batch(*(torch.cat(pair) for pair in zip(batch, moved)))
         latents = self.encode(*seen)
-        rest = self.decode(latents[:n])
+        rest = self.decode(latents if recovery else latents[:n])
+        weight = batch.weight / (1 + batch.weight * self.config.error_floor**2)
         with torch.autocast(rest.device.type, enabled=False):
             latents, rest = latents.float(), rest.float()
-            model, inside = self.observe(rest, batch.z)
-            out = {"fidelity": fidelity_loss(batch.flux, model, batch.weight, inside)}
-            if similarity: out["similarity"] = self._similarity(latents[:n], rest, batch, progress)
-            if moved is not None:
+            model, inside = self.observe(rest, batch.z.repeat(2) if recovery else batch.z)
+            out = {"fidelity": fidelity_loss(batch.flux, model[:n], weight, inside[:n])}
+            if similarity: out["similarity"] = self._similarity(latents[:n], rest[:n], batch, progress)
+            if consistency:
                 sigma, family = self.config.sigma_s, self.config.family
                 out["consistency"] = consistency_loss(latents[:n], latents[n:], sigma=sigma, family=family)
-            factor = {"fidelity": 1.0, "similarity": similarity, "consistency": consistency}
+            if recovery: out["recovery"] = fidelity_loss(batch.flux, model[n:], weight, inside[n:])
+            factor = {"fidelity": 1.0, "similarity": similarity, "consistency": consistency, "recovery": recovery}
             return out | {"loss": sum(factor[k] * v for k, v in out.items())}
