@@ -18,20 +18,25 @@ from .galaxy import observed
 from .population import draw_population
 from .ssp import FINE, SSPGrid, load_ssp
 from ..spectra.container import Spectra
-from ..spectra.lines import LINES, lick_index
+from ..spectra.lines import LINES, d4000n, lick_index
 from ..spectra.surveys import SDSS
 from ..spectra.wavelength import Grid, shift_rows
 
 # %% auto #0
-__all__ = ['REST', 'mock_components', 'fit_components', 'learn_correction', 'learning_half', 'write_correction']
+__all__ = ['REST', 'mock_components', 'fit_components', 'alpha_index', 'learn_correction', 'learning_half', 'write_correction']
 
 # %% ../../nbs/33_simulate.correction.ipynb #c3d6d48a
 REST = Grid("log", 3.545, 1e-4, 3800)  # 3507-8413 Å
 _TELLURIC = ((5565, 5590), (6860, 6960), (7160, 7340), (7590, 7710), (8120, 8360), (8900, 9400))  # observed Å left out
 
 
-def mock_components(n_components: int = 30, n: int = 2048, seed: int = 11, ssp: SSPGrid | None = None) -> Tensor:
-    "Mean and principal components (1 + K, REST.n) of n noise-free mock galaxies, each divided by its median in 5300-5850 Å."
+def mock_components(
+    n_components: int = 12, n: int = 2048, seed: int = 11, *, degree: int = 8, ssp: SSPGrid | None = None
+) -> Tensor:
+    """Mean and principal components of n noise-free mock galaxies, each divided by its median in 5300-5850 Å.
+
+    (1 + K + degree, REST.n): the last rows are the mean times Legendre polynomials.
+    """
     z = 0.08
     drawn = draw_population(n, seed)
     seen = sum(observed(drawn, np.full(n, z), ssp=ssp)).double()
@@ -40,11 +45,13 @@ def mock_components(n_components: int = 30, n: int = 2048, seed: int = 11, ssp: 
     window = torch.as_tensor((REST.wave > 5300) & (REST.wave < 5850))
     rest = rest / rest[:, window].median(1, keepdim=True).values
     mean = rest.mean(0, keepdim=True)
-    return torch.cat([mean, torch.linalg.svd(rest - mean, full_matrices=False).Vh[:n_components]])
+    own = torch.linalg.svd(rest - mean, full_matrices=False).Vh[:n_components]
+    smooth = np.polynomial.legendre.legvander(np.linspace(-1, 1, REST.n), degree)[:, 1:].T
+    return torch.cat([mean, own, torch.as_tensor(smooth) * mean])
 
 
-def fit_components(spectra: Spectra, components: Tensor) -> tuple[Tensor, Tensor]:
-    "Best combination of rest-frame components for each spectrum: model (n, m) and the weights (n, m) used."
+def fit_components(spectra: Spectra, components: Tensor, curve: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    "Best combination of rest-frame components, times a curve (n, REST.n), for each spectrum: model and weights (n, m)."
     z = torch.as_tensor(spectra.z)
     start = (SDSS.grid.first - torch.log10(1 + z) - REST.first) / REST.step
     position = start[:, None] + torch.arange(SDSS.grid.n)
@@ -52,15 +59,16 @@ def fit_components(spectra: Spectra, components: Tensor) -> tuple[Tensor, Tensor
     usable = (position > 0) & (position < REST.n - 1) & torch.as_tensor(~sky)
     weight = torch.as_tensor(spectra.weight).double() * usable
     basis = torch.stack([shift_rows(row.expand(len(z), -1), start, SDSS.grid.n) for row in components], 1)
+    if curve is not None: basis = basis * shift_rows(curve, start, SDSS.grid.n)[:, None]
     weighted = basis * weight[:, None]
     right = weighted @ torch.as_tensor(spectra.flux).double()[:, :, None]
     solution = torch.linalg.lstsq(weighted @ basis.mT, right, driver="gelsd").solution
     return (solution * basis).sum(1), weight
 
 # %% ../../nbs/33_simulate.correction.ipynb #05ae7242
-def _rest_residuals(spectra: Spectra, components: Tensor) -> np.ndarray:
+def _rest_residuals(spectra: Spectra, components: Tensor, curve: Tensor) -> np.ndarray:
     "data/model − 1 on REST, (n, REST.n); NaN where there is none."
-    model, weight = (x.numpy() for x in fit_components(spectra, components))
+    model, weight = (x.numpy() for x in fit_components(spectra, components, curve))
     ok = (weight > 0) & (model > 0)
     ratio = np.where(ok, spectra.flux / np.where(ok, model, 1) - 1, np.nan)
     start = (REST.first + np.log10(1 + spectra.z) - SDSS.grid.first) / REST.step
@@ -90,20 +98,28 @@ def _smooth(curve: np.ndarray) -> np.ndarray:
     return gaussian_filter1d(bridged, 2) * np.clip((wave - 3560) / 60, 0, 1) * np.clip((8300 - wave) / 200, 0, 1)
 
 
+def alpha_index(wave: np.ndarray, flux: np.ndarray, **kw) -> np.ndarray:
+    "α enhancement (n,) by Mg b over Fe 5270: 0 for the solar mix, 1 for a giant elliptical. Arguments as `lick_index`."
+    magnesium, iron = (lick_index(wave, flux, name, **kw) for name in ("Mgb", "Fe5270"))
+    with np.errstate(divide="ignore", invalid="ignore"): return (magnesium / iron - 1.15) / 0.40
+
+
 def learn_correction(spectra: Spectra, rounds: int = 2) -> np.ndarray:
     "Relative errors of the populations on FINE, (2, FINE.n): the fixed part and the part per unit of α enhancement."
-    a = (lick_index(spectra.wave, spectra.flux, "Mgb", z=spectra.z, good=~spectra.mask) - 2.5) / 2
-    known = np.isfinite(a) & (np.abs(a) < 2)
+    how = dict(z=spectra.z, good=~spectra.mask)
+    a = alpha_index(spectra.wave, spectra.flux, **how)
+    known = (np.abs(a) < 2) & (d4000n(spectra.wave, spectra.flux, **how) > 1.6)  # False where either is NaN
     spectra, a = spectra[known], a[known]
     if len(spectra) < 50: raise DataError(f"{len(spectra)} usable galaxies are too few to learn a correction; it takes 50")
     ssp = load_ssp("mixed")
-    total = np.zeros((2, FINE.n), np.float32)
-    first = round((REST.first - FINE.first) / FINE.step)
+    components = mock_components(ssp=replace(ssp, correction=torch.zeros_like(ssp.correction)))
+    total = np.zeros((2, REST.n))
     for _ in range(rounds):
-        components = mock_components(ssp=replace(ssp, correction=torch.from_numpy(total)))
-        found = _regress(_rest_residuals(spectra, components), a)
-        total[:, first : first + REST.n] += np.stack([_smooth(row) for row in found])
-    return total
+        curve = torch.as_tensor(1 + total[0] + a[:, None] * total[1])
+        total += np.stack([_smooth(row) for row in _regress(_rest_residuals(spectra, components, curve), a)])
+    total[1] /= np.diff(alpha_index(REST.wave, components[0].numpy() * (1 + total[0] + np.outer([0, 1], total[1]))))
+    first = round((REST.first - FINE.first) / FINE.step)
+    return np.pad(total, ((0, 0), (first, FINE.n - first - REST.n))).astype(np.float32)
 
 # %% ../../nbs/33_simulate.correction.ipynb #1d95e2f2
 def learning_half(folder: str | Path) -> tuple[Spectra, Spectra]:

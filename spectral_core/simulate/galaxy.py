@@ -13,7 +13,7 @@ from ..core import ConfigError
 from .dust import attenuation, milky_way, transmission
 from .emission import C_KMS, paint_lines
 from .population import luminosity_distance
-from .ssp import AGE_EDGES, FINE, SSPGrid, load_ssp
+from .ssp import AGE_EDGES, FINE, N_YOUNG, SSPGrid, load_ssp
 from .synthesis import LINE_NAMES, mass_fractions, narrow_lines, population_weights, rest_light
 from ..spectra.lines import LINES, bpt_class, d4000n, lick_index, whan_class, window_mean
 from ..spectra.surveys import Survey, get_survey
@@ -156,6 +156,17 @@ def _spectral_truth(truth: Table, light: Tensor, lum: Tensor) -> dict[str, np.nd
     }
 
 
+_NEBULAR_LOG_Z = 0.15  # the grid of nebulae has no light at 2.5 Z☉: stars in their birth clouds stay below
+
+
+def _weights(truth: Table, mass: np.ndarray, ssp: SSPGrid) -> Tensor:
+    "Weights (n, Z, A) of the populations, one metallicity per galaxy but for that bound."
+    mass = torch.as_tensor(mass, dtype=torch.float32, device=ssp.stars.device)
+    log_z = _column(truth, "log_z", mass)[:, None].repeat(1, mass.shape[1])
+    log_z[:, :N_YOUNG].clamp_(max=_NEBULAR_LOG_Z)
+    return population_weights(mass, log_z, ssp)
+
+
 def make_galaxies(truth: Table, ssp: SSPGrid | None = None, device: str = "cpu") -> tuple[Table, Tensor, Tensor]:
     """Complete a drawn population: the table with derived columns, rest light (n, L) on FINE and line luminosities (n, lines).
 
@@ -163,8 +174,7 @@ def make_galaxies(truth: Table, ssp: SSPGrid | None = None, device: str = "cpu")
     """
     ssp = (ssp or load_ssp("mixed")).to(device)
     mass = mass_fractions(truth)
-    weights = population_weights(torch.as_tensor(mass, dtype=torch.float32, device=device),
-                                 torch.as_tensor(np.asarray(truth["log_z"], np.float32), device=device), ssp)
+    weights = _weights(truth, mass, ssp)
     light = rest_light(ssp, weights, truth)
     if "log_mass_fibre" in truth.colnames:
         return truth, light, torch.as_tensor(np.asarray(truth["line_lum"]), device=device)

@@ -101,13 +101,14 @@ def telluric_depth(wave: np.ndarray) -> np.ndarray:
     return depth
 
 
-def _calibration_modes(survey: Survey, rms: float) -> np.ndarray:
-    "(k, m) relative flux errors: wiggles of `rms`, a step at each join of two arms, telluric residuals."
+def _calibration_modes(survey: Survey, size: float = 1.0) -> np.ndarray:
+    "(k, m) relative flux errors: colour, blue loss, wiggles, a step at each join of two arms, telluric residuals."
     wave, m = survey.grid.wave, survey.grid.n
     envelope = 1 + 1.2 * np.exp(-(wave - wave[0]) / 350) + 0.5 * np.exp(-(wave[-1] - wave) / 250)
-    wiggles = [weight * smooth_modes(m, scale) for weight, scale in ((0.9, 1100), (0.5, 300), (0.25, 90))]
-    steps = [0.015 * (wave > start)[None, :] for _, start, _ in survey.arms[1:]]
-    return np.vstack([rms * envelope * np.vstack(wiggles), *steps, 0.05 * telluric_depth(wave)])
+    colour = np.stack([0.05 * np.log(wave / 5600), 0.6 * np.log(np.maximum(5200 / wave, 1)) ** 2])
+    wiggles = [weight * smooth_modes(m, scale) for weight, scale in ((0.014, 1500), (0.0025, 300), (0.0015, 90))]
+    steps = [0.004 * (wave > start)[None, :] for _, start, _ in survey.arms[1:]]
+    return np.vstack([size * colour, size * envelope**0.5 * np.vstack(wiggles), *steps, 0.05 * telluric_depth(wave)])
 
 
 def _sky_modes(rms: np.ndarray, lines: np.ndarray) -> np.ndarray:
@@ -124,7 +125,7 @@ def _line_part(sky: np.ndarray, width: int = 101) -> np.ndarray:
 _float32 = partial(torch.tensor, dtype=torch.float32)
 _SCATTER = ((3900, 4250, 5000, 5900, 6700, 8000, 8600, 9050), (0.93, 0.88, 0.84, 0.82, 0.84, 0.86, 0.92, 0.97))
 _GAIN = ((4200, 4700, 5300, 6600, 7100, 8100), (0.107, 0.060, 0.041, 0.017, 0.014, 0.020))
-_FLOOR = ((5000, 5600), (0.0115, 0.0155))
+_FLOOR = ((5000, 5600), (0.0115, 0.0136))
 _NEIGHBOUR = ((7200, 8000), (0.08, 0.0))  # lag-1 correlation 0.16: 0.06-0.13 about a running median, 0.1-0.22 without
 _SKY_RMS = ((4000, 4500, 5000, 6000, 7000, 8000, 9000), (0.22, 0.165, 0.15, 0.13, 0.09, 0.14, 0.28))
 
@@ -152,9 +153,9 @@ def _sloan_model(survey: Survey) -> NoiseModel:
     tables = _SCATTER, _GAIN, _FLOOR, _NEIGHBOUR, _SKY_RMS
     scatter, gain, floor, neighbour, rms = (np.interp(wave, *table) for table in tables)
     curves = (np.exp(_ln_sigma(survey)), gain, floor, scatter, neighbour, _on_lattice(template["modes"], survey),
-              _calibration_modes(survey, 0.04), _sky_modes(rms, _line_part(_on_lattice(template["sky"], survey))))
+              _calibration_modes(survey), _sky_modes(rms, _line_part(_on_lattice(template["sky"], survey))))
     more = survey.grid.n - SDSS.grid.n
-    return NoiseModel(*map(_float32, curves), (4, 57, 3848 + more, 3875 + more), photon_share=0.75, chi2_spread=0.08)
+    return NoiseModel(*map(_float32, curves), (4, 57, 3848 + more, 3875 + more), photon_share=0.55, chi2_spread=0.08)
 
 # %% ../../nbs/32_simulate.instrument.ipynb #e2110ca0
 _ARM_SIGMA = {  # level [1e-17], photon coefficient, then shape: Å and sigma over the arm's median
@@ -177,7 +178,7 @@ def _desi_model(survey: Survey) -> NoiseModel:
         arm_ivar = inside / ((level * np.interp(wave, *shape)) ** 2 * (1 + 1.6 * lines))
         ivar, gain = ivar + arm_ivar, gain + photon * arm_ivar
     sigma, gain, one = ivar**-0.5, gain / ivar**2, np.ones(len(wave))  # var = var_sky (1 + c f): the gain is c var_sky
-    curves = (sigma, gain, 0 * one, one, 0 * one, 0.26 * one[None], _calibration_modes(survey, 0.02),
+    curves = (sigma, gain, 0 * one, one, 0 * one, 0.26 * one[None], _calibration_modes(survey, 0.5),
               _sky_modes(0.1 * percentile_filter(sigma, 20, 301), lines))
     last = survey.grid.n - 1
     return NoiseModel(*map(_float32, curves), (0, 1, last, last + 1), photon_share=1.0, chi2_spread=0.03)

@@ -9,10 +9,10 @@ import json
 import numpy as np
 import torch
 from astropy.table import Table
-from ..core import ConfigError, SpectrumError, seed_from
+from ..core import ConfigError, SpectrumError, generator, seed_from
 from .galaxy import make_galaxies, observed
 from .instrument import add_noise, snr
-from .population import draw_population, luminosity_distance
+from .population import distance_modulus, draw_population, luminosity_distance, luminosity_function
 from ..spectra.container import Spectra, concatenate
 from ..spectra.surveys import Survey, get_survey
 
@@ -123,12 +123,19 @@ def reobserve(
     return _expose(truth, continuum + lines, z, survey, _hashed(mock.id, key), mock.object_id, sn)
 
 # %% ../../nbs/36_simulate.mock.ipynb #65bcff21
-def _magnitude_for(sn: np.ndarray, survey: Survey) -> np.ndarray:
-    "Fibre magnitude at which a flat spectrum has the given median S/N; the ends of 14.5-21.5 beyond them."
-    r = np.arange(21.5, 14.4, -0.1)
+_SN_SPREAD = 0.2  # rms of ln S/N at one magnitude
+
+
+def _draw_magnitude(rng: np.random.Generator, z: np.ndarray, sn: np.ndarray, survey: Survey) -> np.ndarray:
+    "Fibre magnitudes (n,), 14-22, of galaxies at the given redshifts that are seen with the given median S/N."
+    r = np.arange(14.0, 22.01, 0.05)
     flux = torch.as_tensor(18 * 10 ** (-0.4 * (r - 18)), dtype=torch.float32)
-    curve = snr(flux[:, None].expand(len(r), survey.grid.n), survey).numpy()
-    return np.interp(sn, np.maximum.accumulate(curve), r)
+    usual = snr(flux[:, None].expand(len(r), survey.grid.n), survey).numpy()
+    z, sn = z[:, None], sn[:, None]
+    m_r = r - (1.0 + 0.9 * np.exp(-z / 0.05)) - distance_modulus(z) - 0.9 * z  # of the whole galaxy, as in `draw_population`
+    log_p = np.log(luminosity_function(m_r, z) + 1e-30) - 0.5 * (np.log(sn / usual) / _SN_SPREAD) ** 2
+    below = np.cumsum(np.exp(log_p - log_p.max(1, keepdims=True)), 1)
+    return r[(below < rng.random((len(z), 1)) * below[:, -1:]).sum(1)]
 
 
 def matched_mock(
@@ -146,7 +153,7 @@ def matched_mock(
     z, sn = (np.repeat(np.asarray(v, float), per_object) for v in (z, sn))
     if not (np.isfinite(z) & (z > 0.001) & np.isfinite(sn) & (sn > 0)).all():
         raise SpectrumError("matched_mock needs finite z > 0.001 and S/N > 0; leave flagged spectra out")
-    r_fibre = _magnitude_for(sn, survey)
+    r_fibre = _draw_magnitude(generator("matched", seed), z, sn, survey)
     parts = []
     for block, start in enumerate(range(0, len(z), BLOCK)):
         rows = np.arange(start, min(start + BLOCK, len(z)))

@@ -11,7 +11,8 @@ from astropy.table import Table
 from ..core import ConfigError, generator, nearest
 
 # %% auto #0
-__all__ = ['POPULATIONS', 'CLASSES', 'luminosity_distance', 'cosmic_age', 'distance_modulus', 'draw_population']
+__all__ = ['POPULATIONS', 'CLASSES', 'luminosity_distance', 'cosmic_age', 'distance_modulus', 'luminosity_function',
+           'draw_population']
 
 # %% ../../nbs/25_simulate.population.ipynb #7abfcbae
 @lru_cache(maxsize=1)
@@ -48,13 +49,18 @@ POPULATIONS = {
 _Z, _M = np.linspace(0.003, 0.5, 498), np.linspace(-24.5, -15.0, 191)
 
 
+def luminosity_function(m_r: np.ndarray, z: np.ndarray) -> np.ndarray:
+    "Galaxies per volume and magnitude, not normalised; Blanton et al. (2003)."
+    excess = 10 ** (-0.4 * (m_r - (-21.21 - 1.62 * (z - 0.1))))
+    return excess ** (1 - 1.05) * np.exp(-excess)
+
+
 @lru_cache(maxsize=8)
 def _cells(selection: str) -> np.ndarray:
     "Cumulative weight of the flattened (z, M_r) grid under one selection."
     z, m = _Z[:, None], _M[None, :]
-    excess = 10 ** (-0.4 * (m - (-21.21 - 1.62 * (z - 0.1))))
     distance = luminosity_distance(z) / (1 + z)
-    density = excess ** (1 - 1.05) * np.exp(-excess) * distance**2 * np.gradient(distance[:, 0], _Z)[:, None]
+    density = luminosity_function(m, z) * distance**2 * np.gradient(distance[:, 0], _Z)[:, None]
     r = m + distance_modulus(z) + 0.9 * z
     weight = {
         "main": density * (r > 13.5) * (r < 17.77),
@@ -90,14 +96,21 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def _draw_class(rng: np.random.Generator, log_m: np.ndarray, sel: np.ndarray, broad_share: float) -> np.ndarray:
-    "Class (n,) str from the mass and the selection."
+def _centre(fibre_fraction: np.ndarray) -> np.ndarray:
+    "0 where the fibre holds 40 % of the light or more, 1 where it holds less than 20 %."
+    return np.clip((-2.5 * np.log10(fibre_fraction) - 0.9) / 0.9, 0, 1)
+
+
+def _draw_class(rng: np.random.Generator, t: Table, broad_share: float) -> np.ndarray:
+    "Class (n,) str from the mass, the selection and how central the fibre looks."
+    log_m, sel = np.asarray(t["log_mass_class"]), np.asarray(t["sel"])
     u, v, w = rng.random((3, len(log_m)))
-    quiescent = u < np.where(sel == "lrg", 0.93, np.where(sel == "hii", 0, 0.08 + 0.74 * _sigmoid((log_m - 10.4) / 0.3)))
+    share = 0.06 + 0.76 * _sigmoid((log_m - 10.5 + 0.5 * (_centre(t["fibre_fraction"]) - 0.25)) / 0.3)
+    quiescent = u < np.where(sel == "lrg", 0.93, np.where(sel == "hii", 0, share))
     seyfert = 0.01 + 0.09 * _sigmoid((log_m - 10.4) / 0.25)
     composite = 0.02 + 0.30 * _sigmoid((log_m - 10.35) / 0.25)
     active = np.where(v < seyfert, "seyfert", np.where(v < seyfert + composite, "composite", "star-forming"))
-    old = np.where(v < 0.55, "retired", np.where(v < 0.97, "passive", "post-starburst"))
+    old = np.where(v < 0.62, "retired", np.where(v < 0.97, "passive", "post-starburst"))
     kind = np.where(sel == "hii", "star-forming", np.where(quiescent, old, active))
     return np.where((w < broad_share) & (log_m > 10), "broad-line", kind)
 
@@ -111,21 +124,22 @@ def _draw_history(rng: np.random.Generator, t: Table) -> dict[str, np.ndarray]:
     n, log_m, kind = len(t), t["log_mass_class"], t["class"]
     sf, old, psb = kind == "star-forming", np.isin(kind, ["retired", "passive"]), kind == "post-starburst"
     normal, unit = rng.standard_normal((4, n)), rng.random((6, n))
-    mean = np.where(sf, 0.52 - 0.22 * (log_m - 9.8) - 0.08 * (log_m < 10), np.where(old | psb, -0.15, 0.26))
-    centre = 0.2 * np.exp(-t["fibre_fraction"] / 0.15) * _sigmoid((log_m - 9.8) / 0.3) * ~old
-    log_tau = mean - centre + np.where(sf, 0.22, np.where(old, 0.2, 0.18)) * normal[0]
+    mean = np.where(sf, 0.52 - 0.22 * (log_m - 9.8) - 0.08 * (log_m < 10), np.where(old | psb, -0.05, 0.26))
+    centre = 0.35 * _centre(t["fibre_fraction"]) * _sigmoid((log_m - 9.8) / 0.3) * ~old
+    log_tau = mean - centre + np.where(sf, 0.22, np.where(old, 0.15, 0.18)) * normal[0]
     starburst = _pick(rng, sf, np.where(t["sel"] == "hii", 1.0, np.where(log_m < 10.2, 0.05, 0.01)))
     burst = _pick(rng, sf & ~starburst, np.where(log_m < 9.6, 0.25, 0.12))
-    frosting = _pick(rng, old, 0.12)
+    frosting = _pick(rng, old, 0.15)
     fraction = np.select([starburst, burst, frosting, psb],
                          [-2.3 + 1.8 * unit[0], -3 + (1.8 + 0.5 * (log_m < 9.6)) * unit[0], -3.7 + 1.5 * unit[0],
                           np.log10(0.05 + 0.45 * unit[0])], -np.inf)
     age = np.select([starburst, burst, frosting, psb],
                     [0.002 + 0.006 * unit[1], 10 ** (-2.3 + 2.2 * unit[1]), 10 ** (-1.3 + 1.2 * unit[1]), 0.2 + 0.8 * unit[1]], 1.0)
     sudden = _pick(rng, ~old & ~psb & (t["sel"] != "hii"), 0.06)
-    quench = np.select([old, psb, sudden], [0.5 + 2 * unit[2], 0.8 * age, 10 ** (-1.5 + 1.3 * unit[2])], 0.0)
+    quench = np.select([old, psb, sudden], [1.0 + unit[2], 0.8 * age, 10 ** (-1.5 + 1.3 * unit[2])], 0.0)
     return {
-        "form_age": (0.45 + 0.52 * unit[3]) * cosmic_age(t["z"]), "tau": np.clip(10**log_tau, 0.2, 15),
+        "form_age": np.where(old, 0.40 + 0.20 * unit[3], 0.45 + 0.52 * unit[3]) * cosmic_age(t["z"]),
+        "tau": np.clip(10**log_tau, 0.2, 15),
         "recent_200": 10 ** (0.2 * normal[1]), "recent_20": 10 ** (0.2 * normal[2]),
         "burst_fraction": 10**fraction, "burst_age": age, "quench_age": quench, "starburst": starburst,
     }
@@ -135,15 +149,16 @@ def _draw_metals_dust(rng: np.random.Generator, t: Table) -> dict[str, np.ndarra
     "log Z/Z☉, attenuations in mag, slope of the dust curve, EW of interstellar Na D in Å, Milky Way reddening."
     n, log_m, old = len(t), t["log_mass_class"], np.isin(t["class"], ["retired", "passive", "post-starburst"])
     normal, tail = rng.standard_normal((7, n)), rng.exponential(size=(2, n))
-    log_z = np.where(old, -0.05 + 0.15 * (log_m - 10.8) + 0.12 * normal[0], -0.15 + 0.40 * (log_m - 10.3) + 0.22 * normal[0])
-    a_v = np.clip(0.45 + 0.28 * (log_m - 10) + 0.22 * normal[1], 0.02, 2.2)
+    centre = _centre(t["fibre_fraction"])
+    log_z = np.where(old, 0.18 + 0.15 * (log_m - 10.8) + 0.08 * normal[0], -0.10 + 0.40 * (log_m - 10.3) + 0.20 * normal[0])
+    a_v = np.clip(0.52 + 0.15 * centre + 0.28 * (log_m - 10) + 0.22 * normal[1], 0.02, 2.2)
     a_v += _pick(rng, ~old, 0.05) * 0.7 * tail[0]
-    a_v = np.where(old, 0.10 * tail[0], a_v)
-    alpha = _sigmoid((log_m - 10.3) / 0.4) * np.where(old, 1.0, 0.6) + 0.2 * normal[6]
-    sodium = np.where(old, np.abs(0.3 + 0.3 * normal[2]), (0.15 + 0.9 * a_v) * np.abs(1 + 0.4 * normal[2]))
+    a_v = np.where(old, 0.05 + 0.14 * tail[0], a_v * _sigmoid((7 - t["form_age"] / t["tau"]) / 1.5))
+    alpha = np.where(old, 1.1 + 0.5 * (log_m - 10.8), 0.55 + 0.3 * (log_m - 10.5)) + 0.3 * normal[6]
+    sodium = np.where(old, np.abs(0.2 + 0.4 * normal[2]), (0.1 + 0.6 * a_v) * np.abs(1 + 0.4 * normal[2]))
     return {
-        "log_z": np.clip(log_z, -1.7, 0.15), "a_v": a_v, "a_v_gas": a_v * np.clip(1.9 + 0.25 * normal[3], 1, None),
-        "alpha": np.clip(alpha, -0.2, 1.5), "dust_slope": -0.15 + 0.22 * normal[4], "nad_ew": sodium,
+        "log_z": np.clip(log_z + 0.12 * centre, -1.7, 0.40), "a_v": a_v, "a_v_gas": a_v * np.clip(1.9 + 0.25 * normal[3], 1, None),
+        "alpha": np.clip(alpha, -0.5, 2.0), "dust_slope": -0.15 + 0.22 * normal[4], "nad_ew": sodium,
         "ebv_mw": np.minimum(0.027 * np.exp(0.6 * normal[5]), 0.2),
     }
 
@@ -166,7 +181,7 @@ def _draw_motion(rng: np.random.Generator, t: Table) -> dict[str, np.ndarray]:
 # %% ../../nbs/25_simulate.population.ipynb #cea546ea
 _NUCLEUS = {  # mean and scatter of log EW(Hα) in Å
     "seyfert": (0.95, 0.40), "broad-line": (1.2, 0.40), "composite": (0.25, 0.30), "retired": (0.0, 0.28),
-    "passive": (-0.8, 0.30), "post-starburst": (-0.1, 0.40),
+    "passive": (-0.65, 0.30), "post-starburst": (-0.1, 0.40),
 }
 
 
@@ -229,8 +244,7 @@ def draw_population(
     log_m = -0.4 * (m_r - 4.65) + 0.2 + 0.1 * rng.standard_normal(n) - 0.6 * (sel == "hii")
     t = Table({"sel": sel, "z": z, "m_r": m_r, "r": r, "r_fibre": r + offset, "fibre_fraction": 10 ** (-0.4 * offset),
                "log_mass_class": log_m})
-    t["class"] = _draw_class(rng, log_m, sel, 0.008 if broad_line == "survey" else float(broad_line)).astype("U14")
-    for columns in (_draw_history(rng, t), _draw_metals_dust(rng, t), _draw_motion(rng, t)): t.update(columns)
-    t.update(_draw_gas(rng, t))
+    t["class"] = _draw_class(rng, t, 0.008 if broad_line == "survey" else float(broad_line)).astype("U14")
+    for draw in (_draw_history, _draw_metals_dust, _draw_motion, _draw_gas): t.update(draw(rng, t))
     t.update(_draw_type1(rng, t, broad_line == "survey"))
     return t
