@@ -1,5 +1,7 @@
 "Networks and RedshiftAutoencoder: the released shapes, redshift as an exact operation, masks, precision, seeds."
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from spectral_core.models.autoencoder import (
     rest_grid,
 )
 from spectral_core.models.networks import CompactEncoder, Decoder, SpenderEncoder, compress, released_weights
+from spectral_core.models.similarity import fidelity_loss
 from spectral_core.spectra.container import Batch
 from spectral_core.spectra.surveys import BOSS, DESI, SDSS
 
@@ -326,6 +329,40 @@ def test_a_small_step_down_the_gradient_lowers_the_loss(family, weighting):
         for p in model.parameters(): p -= 1e-5 * p.grad / norm
         change = float(loss() - before)
     assert change == pytest.approx(-1e-5 * float(norm), rel=0.3), float(norm)
+
+
+def test_recovery_is_the_fidelity_of_the_augment_to_the_original():
+    model, batch = RedshiftAutoencoder(SDSS, 2, SMALL).eval(), make_batch(4)
+    with torch.no_grad():
+        out = model(batch, recovery=2.0, generator=torch.Generator().manual_seed(3))
+        moved = augment(batch, SDSS, generator=torch.Generator().manual_seed(3))
+        seen, inside = model.observe(model.decode(model.encode(moved.flux, moved.weight)), batch.z)
+        weight = batch.weight / (1 + batch.weight * SMALL.error_floor**2)
+        expected = fidelity_loss(batch.flux, seen, weight, inside)
+    assert "consistency" not in out and float(out["recovery"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(out["loss"]) == pytest.approx(float(out["fidelity"] + 2 * out["recovery"]), rel=1e-6)
+
+
+def test_error_floor_bounds_the_weight_of_a_pixel():
+    "Errors far below the floor count as the floor; without a floor the loss is equation 1."
+    batch = make_batch(4)
+    sharp = batch._replace(weight=torch.where(batch.weight > 0, 1e8, 0))
+    for floor, weight in ((0.05, 400.0), (0.0, 1e8)):
+        torch.manual_seed(1)
+        model = RedshiftAutoencoder(SDSS, 2, AutoencoderConfig(hidden=(16, 32), error_floor=floor)).eval()
+        with torch.no_grad():
+            seen, inside = model.observe(model.decode(model.encode(*sharp)), sharp.z)
+            plain = fidelity_loss(sharp.flux, seen, torch.where(sharp.weight > 0, weight, 0), inside)
+            assert float(model(sharp)["fidelity"]) == pytest.approx(float(plain), rel=1e-3)
+
+
+def test_begin_puts_the_mean_spectrum_into_the_decoder():
+    model, batch = RedshiftAutoencoder(SDSS, 2, AutoencoderConfig(hidden=(16, 4))), make_batch(30)
+    model.begin(batch)
+    with torch.no_grad(): mean = model.decode(torch.zeros(1, 2))
+    covered = slice(1500, 4500)  # rest pixels that most of the batch sees
+    assert abs(float(mean[0, covered].mean()) - 1) < 0.1 and mean.isfinite().all()
+    with pytest.raises(ConfigError, match="silu"): RedshiftAutoencoder(SDSS, 2, replace(RELEASED, hidden=(8, 8, 8))).begin(batch)
 
 
 def test_wrong_lengths_and_words_are_refused():
