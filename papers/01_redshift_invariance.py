@@ -345,7 +345,7 @@ run.figure(charts.plot_latents(latents["test"], samples), "figure5", "Figure 5: 
 made = torch.as_tensor(samples[:3], dtype=torch.float32)
 z_made = torch.full((3,), 0.1, dtype=torch.float64)
 with torch.no_grad():
-    seen_by = {s.name: (s.wave, model.cpu().reconstruct(made, z_made, s).numpy()) for s in (sc.SDSS, sc.DESI)}
+    seen_by = {s.name: (s.grid.wave, model.cpu().reconstruct(made, z_made, s).numpy()) for s in (sc.SDSS, sc.DESI)}
 run.figure(charts.plot_instruments(seen_by), "samples", "Three samples of the flow, decoded and placed at z = 0.1, as SDSS and DESI would see them.",
            mock=True)
 
