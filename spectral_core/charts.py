@@ -177,7 +177,7 @@ def plot_latents(
     if min(len(s) for s in sets) < 50: raise DataError("a corner plot needs at least 50 finite latents")
     n = sets[0].shape[1]
     figure = Picture(figsize=(1.15 * n + 0.8,) * 2)
-    limits = [tuple(np.percentile(sets[0][:, i], [0.3, 99.7])) for i in range(n)]
+    limits = [tuple(np.percentile(sets[0][:, i], [2, 98])) for i in range(n)]
     for s, color in zip(sets, (DATA, OTHER)):
         corner.corner(s, fig=figure, color=color, bins=30, range=limits, labels=[f"$s_{i + 1}$" for i in range(n)],
                       smooth=1.0, levels=(0.393, 0.865), plot_datapoints=False, plot_density=False, max_n_ticks=3,
@@ -223,11 +223,11 @@ def plot_recall(recall: Table, *, budget: float | None = None) -> Figure:
     budget = budget or recall.meta.get("budget", 0.01)
     left.axvline(budget, color=MODEL, lw=0.8, ls="--", label="by chance")
     right.axvline(0.5, color=MODEL, lw=0.8, ls="--")
-    left.set(xlabel=f"recall when {budget:.2%} of ordinary spectra are read", xlim=(-0.03, 1.03))
+    left.set(xlabel=f"recall at {budget:.3g} false positives", xlim=(-0.03, 1.03))
     left.set_ylim(len(names) - 0.4, -0.6)
     left.set_yticks(np.arange(len(names)), names)
     left.legend(loc="lower right")
-    right.set(xlabel="AUC against ordinary spectra", xlim=(min(0.45, np.nanmin(recall["auc_low"]) - 0.02), 1.02))
+    right.set(xlabel="AUC", xlim=(min(0.45, np.nanmin(recall["auc_low"]) - 0.02), 1.02))
     return figure
 
 # %% ../nbs/78_charts.ipynb #e54845b8
@@ -259,12 +259,16 @@ def plot_training(history: Mapping[str, Sequence[float]] | object) -> Figure:
     drawn = [k for k, v in history.items() if k[:6] in ("train_", "valid_") and np.isfinite(np.asarray(v, float)).any()]
     terms = list(dict.fromkeys(k[6:] for k in drawn))
     if not terms: raise DataError(f"nothing to draw: no train_ or valid_ in {', '.join(history) or 'an empty history'}")
-    figure, axes = new_figure(1, len(terms), (2.9 * len(terms) + 0.6, 2.8), sharex=True)
-    for ax, term in zip(axes[0], terms):
+    rows, columns = -(-len(terms) // 3), min(len(terms), 3)
+    figure, axes = new_figure(rows, columns, (2.6 * columns + 0.6, 2.1 * rows + 0.5), sharex=True)
+    for ax in axes.flat[len(terms) :]: ax.set_visible(False)
+    for ax, term in zip(axes.flat, terms):
         for part, color in (("train", FAINT), ("valid", MODEL)):
             y = np.asarray(history.get(f"{part}_{term}", []), dtype=np.float64)
             if len(y): ax.plot(np.arange(1, len(y) + 1), y, color=color, label=part)
-        ax.set(xlabel="epoch", ylabel=term)
+        ax.set(ylabel=term)
+        ax.xaxis.set_tick_params(labelbottom=True)
+    for ax in axes.flat[max(len(terms) - columns, 0) : len(terms)]: ax.set_xlabel("epoch")
     axes[0, 0].legend()
     return figure
 
@@ -309,8 +313,9 @@ def plot_instruments(spectra: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Fi
     figure, axes = new_figure(n, 1, (7.5, 1.5 * n + 0.6), sharex=True)
     for i, ax in enumerate(axes[:, 0]):
         for j, (name, (wave, flux)) in enumerate(spectra.items()):
-            ax.plot(wave, np.where(flux[i] == 0, np.nan, flux[i]) + 0.6 * j, color=(DATA, MODEL, OTHER)[j % 3], lw=0.6, label=name + (f" + {0.6 * j:g}" if j else ""))
+            label = name + (f", shifted by {0.6 * j:g}" if j else "")
+            ax.plot(wave, np.where(flux[i] == 0, np.nan, flux[i]) + 0.6 * j, color=(DATA, MODEL, OTHER)[j % 3], lw=0.6, label=label)
         ax.set_ylabel("flux / continuum")
-    axes[0, 0].legend(ncols=len(spectra), loc="upper right")
+    axes[0, 0].legend(ncols=len(spectra), loc="lower right", bbox_to_anchor=(1.0, 1.0))
     axes[-1, 0].set_xlabel("observed wavelength (Å, vacuum)")
     return figure
