@@ -227,7 +227,7 @@ run.figure(charts.plot_invariance(apart, {name: r.rand for name, r in by_reobser
 # ## Real spectra
 #
 # With `source="sdss"`, real spectra are read: the project's data sets, or your own files below `data`. `set` keeps where each came from. Ordinary galaxies, for
-# all that follows, are what the pipeline calls GALAXY without a warning at z < 0.45.
+# all that follows, are what the pipeline calls GALAXY (or nothing at all, in files of your own) without a warning at z < 0.45.
 
 # %%
 REAL = ("sdss_galaxy_spectra", "sdss_galaxy_bright", "sdss_qso_spectra", "sdss_sky_fibers", "sdss_star_spectra")
@@ -259,7 +259,7 @@ def read_real():
 if source == "sdss":
     real = read_real()
     kind, origin = np.asarray(real.table["class"], str), np.asarray(real.table["set"], str)
-    ordinary = (kind == "GALAXY") & (real.z > 0.001) & (real.z < 0.45) & (np.asarray(real.table["zwarning"]) == 0) & real.good
+    ordinary = np.isin(kind, ["GALAXY", ""]) & (real.z > 0.001) & (real.z < 0.45) & (np.asarray(real.table["zwarning"]) == 0) & real.good
     print(real.summary(), {n: int((ordinary & (origin == n)).sum()) for n in np.unique(origin)})
 
 # %% [markdown]
@@ -571,7 +571,7 @@ if source == "sdss":
               f" classifier {r['classifier']['value']:.2f}, null {r['classifier_null']['value']:.2f}" if "classifier" in r else "")
 
 # %%
-if source == "sdss":
+if source == "sdss" and ordinary.any():
     rebuilt = sc.reconstruct(model, real[ordinary])
     run.figure(plots.plot_chi2(real[ordinary], rebuilt, np.asarray(chi2["chi2_valid"])[ordinary]), "chi2", "χ² per valid pixel of the real "
                "galaxies over S/N, and their mean residual in the rest and in the observed frame.", mock=False)
@@ -583,7 +583,7 @@ if source == "sdss":
 # calibration. The squared distance over its expectation should be near 1.
 
 # %%
-if source == "sdss":
+if source == "sdss" and ordinary.sum() > 1:
     usable = real[ordinary]
     covariance = sc.latent_covariance(model, usable, modes=noise_model(sc.SDSS).calibration_modes, device=device)
     pairs = repeat_distances(placed[ordinary], usable.object_id, covariance, seed=seed)
@@ -598,10 +598,9 @@ if source == "sdss":
 SUSPICIOUS = ("2887-54495-0411", "2887-54495-0538", "1640-53758-0433", "2283-53729-0329", "2538-54271-0171", "5129-55864-0970")
 if source == "sdss":
     name_of = np.array([f"{r['plate']:04d}-{r['mjd']}-{r['fiber']:04d}" for r in real.table["plate", "mjd", "fiber"]])
-    place = {}
+    place, among = {}, np.mean(scores[:, ordinary], axis=0)
     for row in np.flatnonzero(np.isin(name_of, SUSPICIOUS)):
-        mean = np.nanmean(scores[:, row]) if real.good[row] else np.inf
-        among = np.nanmean(scores[:, ordinary], axis=0)
+        mean = np.mean(scores[:, row]) if real.good[row] else np.inf
         chi2_rank = float((np.asarray(chi2["chi2_valid"])[ordinary] < np.asarray(chi2["chi2_valid"])[row]).mean()) if real.good[row] else 1.0
         place[name_of[row]] = {"density_rank": float((among < mean).mean()), "chi2_rank": chi2_rank, "flag": sc.Flag.reasons(int(real.flag[row]))}
     run.metric("suspicious", place)
