@@ -61,3 +61,16 @@ def test_unknown_values_and_broken_latents():
 def test_fault_15_few_new_spectra(n):
     known = rng.standard_normal((50, 6))
     assert estimate_from_neighbours(known, known[:, 0], known[:n], k=3).median.shape == (n,)
+
+
+def test_a_map_leaves_the_number_of_threads_alone():
+    "numba sets it for all of OpenMP; a training after a map then ran on twice the threads, five times slower on busy cores."
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        umap_embedding(np.random.default_rng(0).normal(size=(60, 3)), n_neighbors=5)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -25,6 +25,8 @@ def umap_embedding(
     seed: int = 0,
 ) -> np.ndarray:
     "UMAP positions (n, n_components) float32, NaN where a latent is not finite; DataError for too few rows."
+    import torch
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # umap asks for tensorflow, which it does not need here
         from umap import UMAP
@@ -35,7 +37,11 @@ def umap_embedding(
         raise DataError(f"{known.sum()} finite latents are too few for a map with n_neighbors={n_neighbors}")
     out = np.full((len(latents), n_components), np.nan, dtype=np.float32)
     umap = UMAP(n_neighbors, n_components, min_dist=min_dist, random_state=seed, n_jobs=1)  # a seed forces one thread
-    out[known] = umap.fit_transform(latents[known])
+    threads = torch.get_num_threads()
+    try:
+        out[known] = umap.fit_transform(latents[known])
+    finally:
+        torch.set_num_threads(threads)  # numba raises the number for all of OpenMP, torch's included
     return out
 
 # %% ../../nbs/62_analysis.embedding.ipynb #50411ba3
