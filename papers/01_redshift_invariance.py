@@ -59,7 +59,7 @@ from spectral_core.simulate.instrument import noise_model
 # %%
 SIZES = {
     "smoke": dict(n_mock=700, n_epoch=(0, 0, 1), batch=32, lr=3e-4, n_each=5, n_reference=500, n_twin=2, n_flow_epoch=20, n_real_epoch=1, compare=(70, 1)),
-    "demo": dict(n_mock=3600, n_epoch=(0, 0, 22), batch=16, lr=3e-3, n_each=25, n_reference=2000, n_twin=8, n_flow_epoch=100, n_real_epoch=12,
+    "demo": dict(n_mock=3600, n_epoch=(0, 0, 18), batch=16, lr=3e-3, n_each=25, n_reference=2000, n_twin=8, n_flow_epoch=100, n_real_epoch=12,
                  compare=(64, 2)),
     "paper": dict(n_mock=500_000, n_epoch=(600, 200, 200), batch=512, lr=1e-3, n_each=500, n_reference=50_000, n_twin=50, n_flow_epoch=2000,
                   n_real_epoch=200, compare=(5000, 50)),
