@@ -176,3 +176,60 @@ def test_rebinned_errors_are_the_scatter():
     out, ivar = rebin(edges, flux, np.full(flux.shape, 4.0), new)
     inside = ivar[0] > 0
     np.testing.assert_allclose(out[:, inside].std(0) * np.sqrt(ivar[0, inside]), 1, atol=0.06)
+
+
+def by_hand(edges, flux, ivar, new):
+    "One spectrum, flux and variance, every overlap of every pair of pixels written out."
+    part = np.minimum(edges[1:], new[1:, None]) - np.maximum(edges[:-1], new[:-1, None])
+    part = np.clip(part, 0, None)
+    return (part * flux).sum(1) / np.diff(new), (part**2 / ivar).sum(1) / np.diff(new) ** 2
+
+
+@pytest.mark.parametrize("step", [2e-5, 1e-4, 1.7e-4, 3.9e-4, 3e-3], ids=lambda x: f"{x:g} dex")
+def test_rebinning_to_the_rest_frames_of_many_spectra_is_one_by_one_the_sum_of_overlaps(step):
+    rng = np.random.default_rng(3)
+    z, old = np.array([0.0, 0.031, 0.2, 0.5]), Grid("log", 3.6, 1e-4, 900)
+    flux, ivar = rng.normal(5, 1, (4, 900)), 10 ** rng.uniform(-3, 3, (4, 900))
+    new = Grid("log", 3.45, step, int(0.2 / step))
+    out, weight = rebin(old.edges, flux, ivar, new, z=z)
+    assert out.shape == weight.shape == (4, new.n)
+    for i in range(4):
+        target = new.edges * (1 + z[i])
+        inside = (target[:-1] >= old.edges[0]) & (target[1:] <= old.edges[-1])
+        expected = by_hand(old.edges, flux[i], ivar[i], target)
+        np.testing.assert_array_equal(weight[i] > 0, inside)
+        np.testing.assert_allclose(out[i, inside], expected[0][inside], rtol=1e-10)
+        np.testing.assert_allclose(1 / weight[i, inside], expected[1][inside], rtol=1e-9)
+        np.testing.assert_allclose(out[i], rebin(old.edges, flux[i], ivar[i], new.edges, z=z[i])[0][0], rtol=1e-13)
+    np.testing.assert_array_equal(rebin(old.edges, flux, ivar, new, z=z[1:2])[0][1], out[1])  # one redshift for all
+
+
+def test_a_constant_stays_to_a_part_in_a_million_million_and_the_order_of_rows_means_nothing():
+    rng = np.random.default_rng(4)
+    z, level = rng.uniform(0, 0.3, 50), rng.uniform(1, 9, (50, 1))
+    flux = level * np.ones(SDSS.grid.n)
+    out, weight = rebin(SDSS.grid.edges, flux, np.ones_like(flux), Grid("log", 3.55, 9.8e-5, 4000), z=z)
+    assert np.abs(np.where(weight > 0, out / level - 1, 0)).max() < 1e-12
+    again = rebin(SDSS.grid.edges, flux[::-1], np.ones_like(flux), Grid("log", 3.55, 9.8e-5, 4000), z=z[::-1])
+    np.testing.assert_array_equal(again[0], out[::-1])
+
+
+def test_one_worthless_or_enormous_pixel_changes_no_other():
+    edges, new = np.linspace(4000, 5000, 1001), Grid("linear", 4003.0, 1.7, 580)
+    flux, ivar = np.ones((1, 1000)), np.full((1, 1000), 4.0)
+    clean = rebin(edges, flux, ivar, new)
+    for where, value in ((ivar, 1e-30), (ivar, 0.0), (flux, 1e30), (flux, np.nan)):
+        kept, where[0, 300] = where[0, 300], value
+        out = rebin(edges, flux, ivar, new)
+        where[0, 300] = kept
+        away = (new.edges[1:] < edges[300]) | (new.edges[:-1] > edges[301])
+        for a, b in zip(out, clean): np.testing.assert_array_equal(a[0, away], b[0, away])
+        assert np.isfinite(out).all()
+
+
+def test_redshifts_that_do_not_fit_are_refused():
+    flux = np.ones((3, SDSS.grid.n))
+    for z, word in ((np.zeros(2), "2 redshifts for 3"), (np.array([0, np.nan, 0]), "finite"), (np.full(3, -2.0), "finite")):
+        with pytest.raises(SpectrumError, match=word): rebin(SDSS.grid.edges, flux, flux, SDSS.grid, z=z)
+    assert rebin(SDSS.grid.edges, flux[:0], flux[:0], SDSS.grid)[0].shape == (0, SDSS.grid.n)
+    with pytest.raises(SpectrumError, match="increase"): rebin(SDSS.grid.edges, flux, flux, SDSS.grid.edges[::-1])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -190,34 +190,75 @@ def resample_rest(x: Tensor, rest: Grid, obs: Grid, z: Tensor) -> tuple[Tensor, 
     return torch.where(inside, value, 0), inside
 
 # %% ../../nbs/10_spectra.wavelength.ipynb #e86109f0
-def _overlaps(old: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Old pixel (m' + 1,) that each new edge falls in, and the fraction of it to the left of the edge."
-    pixel = np.clip(np.searchsorted(old, new, side="right") - 1, 0, len(old) - 2)
-    return pixel, np.clip((new - old[pixel]) / np.diff(old)[pixel], 0.0, 1.0)
+class _Overlap(NamedTuple):
+    "Where new edges fall among old pixels, for n spectra and m' new pixels; arrays of 1 row serve all spectra."
+
+    at: np.ndarray  # the old pixels (n, m' + 1) that are cut, in the flat array of all values
+    left: np.ndarray  # part (·, m') of the pixel cut by the lower edge that lies above it
+    right: np.ndarray  # part (·, m') of the pixel cut by the upper edge that lies below it
+    span: np.ndarray  # pixels (·, m') from the lower cut to the upper one
+
+    @classmethod
+    def of(cls, old: np.ndarray, new: np.ndarray, n: int) -> _Overlap:
+        "Edges `new` (n, m' + 1) or (1, m' + 1) among the edges `old` (m + 1,), for n rows of values."
+        m = len(old) - 1
+        pixel = np.minimum(np.interp(new, old, np.arange(m + 1.0)).astype(np.int64), m - 1)
+        part = (new - old[pixel]) / np.diff(old)[pixel]
+        part[part < 1e-10] = 0.0  # an edge on an edge touches nothing beyond it, whatever the rounding; outside counts as on the end
+        part[part > 1 - 1e-10] = 1.0
+        return cls(pixel + m * np.arange(n)[:, None], 1 - part[:, :-1], part[:, 1:], np.diff(pixel))
+
+    def runs(self, value: np.ndarray) -> np.ndarray:
+        "Sums (n, m') of the whole pixels between the cuts; `value` is flat, with one more at its end."
+        if self.span.max(initial=0) < 3: return value[self.at[:, :-1] + 1] * (self.span > 1)  # one at most
+        cuts = np.stack([self.at, self.at + 1], axis=-1)  # from a cut pixel to the next, from there to the next cut
+        sums = np.add.reduceat(value, cuts.ravel()).reshape(cuts.shape)[:, :-1, 1]
+        return sums * (self.span > 1)  # an empty run gives the value after it, so times 0
+
+    def sums(self, value: np.ndarray, power: int) -> np.ndarray:
+        "Sum of value·overlap^power over the old pixels of each new one: value (n, m) → (n, m')."
+        value = np.append(value, 0.0)
+        cut, total = value[self.at], self.runs(value)
+        total += self.left**power * cut[:, :-1]
+        total += self.right**power * cut[:, 1:]
+        within = (self.left + self.right - 1) ** power * cut[:, :-1]
+        return np.where(self.span > 0, total, within)
+
+# %% ../../nbs/10_spectra.wavelength.ipynb #837fc78f
+_NO_INFORMATION = 1e250  # variance of a bad pixel: the smallest part of one that counts, 1e-10, makes 1e230 of it
 
 
-def _binned(value: np.ndarray, pixel: np.ndarray, part: np.ndarray, power: int) -> np.ndarray:
-    "Sum of value·overlap^power over the old pixels of each new pixel: value (n, m) → (n, m')."
-    first, last, a, b = pixel[:-1], pixel[1:], part[:-1], part[1:]
-    total = np.concatenate([np.zeros((len(value), 1)), np.cumsum(value, axis=1, dtype=np.float64)], axis=1)
-    across = (1 - a) ** power * value[:, first] + (total[:, last] - total[:, first + 1]) + b**power * value[:, last]
-    return np.where(first == last, np.abs(b - a) ** power * value[:, first], across)
-
-
-def rebin(edges: np.ndarray, flux: np.ndarray, ivar: np.ndarray, new: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Flux-conserving rebin of `flux`, `ivar` (n, m) with pixel `edges` (m + 1,) in Å onto the grid `new`.
-
-    Returns flux and ivar (n, m') in the same units; ivar 0 outside the old range and where any touched old pixel has ivar 0.
-    """
-    edges, flux, ivar = check_wave(edges), np.atleast_2d(np.asarray(flux, float)), np.atleast_2d(np.asarray(ivar, float))
-    width, target = np.diff(edges), new.edges
-    pixel, part = _overlaps(edges, target)
+def _rebin_rows(edges: np.ndarray, flux: np.ndarray, ivar: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "`rebin` of some rows (n, m) to target edges (n, m' + 1) or (1, m' + 1) in the frame of `edges`."
+    overlap, width = _Overlap.of(edges, target, len(flux)), np.diff(edges)
     bad = ~(np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0))
-    flux, variance = np.where(bad, 0.0, flux), 1 / np.where(bad, 1.0, ivar)
-    touched = _binned(bad.astype(float), pixel, part, 1) > 1e-9
-    size = _binned(width[None], pixel, part, 1)
-    outside = (target[:-1] < edges[0] * (1 - 1e-12)) | (target[1:] > edges[-1] * (1 + 1e-12))
-    size = np.where(size > 0, size, 1.0)
-    out = _binned(flux * width, pixel, part, 1) / size
-    spread = _binned(variance * width**2, pixel, part, 2)
-    return np.where(outside, 0.0, out), np.where(outside | touched | (spread <= 0), 0.0, size**2 / np.where(spread > 0, spread, 1.0))
+    total = overlap.sums(np.where(bad, 0.0, flux) * width, 1)
+    variance = np.where(bad, _NO_INFORMATION, width**2 / np.where(bad, 1.0, ivar))
+    spread = overlap.sums(variance, 2)
+    outside = (target[:, :-1] < edges[0] * (1 - 1e-12)) | (target[:, 1:] > edges[-1] * (1 + 1e-12))
+    size = np.diff(target)
+    known = ~outside & (spread > 0) & (spread < 1e200)
+    return np.where(outside, 0.0, total / size), np.where(known, size**2 / np.where(known, spread, 1.0), 0.0)
+
+
+def rebin(
+    edges: np.ndarray,  # (m + 1,) of the old pixels, Å
+    flux: np.ndarray,  # (n, m), a density per Å
+    ivar: np.ndarray,  # (n, m); 0 where there is no information
+    new: Grid | np.ndarray,  # the grid, or its edges (m' + 1,) in Å
+    *,
+    z: np.ndarray | None = None,  # (n,) or (1,): the new grid is the rest frame of spectra at these redshifts
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flux-conserving rebin: flux and ivar (n, m') float64 in the units given (with `z` too: per observed Å).
+
+    ivar is 0 outside the old range and where any touched old pixel has ivar 0. Equal to spectres (Carnall 2017) to 1e-10.
+    """
+    edges, target = check_wave(edges), new.edges if isinstance(new, Grid) else check_wave(new)
+    flux, ivar = np.atleast_2d(flux), np.atleast_2d(ivar)
+    target = redshift_wave(target, np.zeros(1) if z is None else np.atleast_1d(z))
+    if len(target) not in (1, len(flux)): raise SpectrumError(f"{len(target)} redshifts for {len(flux)} spectra")
+    out, weight = (np.empty((len(flux), target.shape[1] - 1)) for _ in range(2))
+    step = max(1, 2**14 // edges.size)  # rows at a time: what is in work stays in the cache
+    for rows in (slice(i, i + step) for i in range(0, len(flux), step)):
+        out[rows], weight[rows] = _rebin_rows(edges, flux[rows], ivar[rows], target if len(target) == 1 else target[rows])
+    return out, weight
