@@ -19,28 +19,33 @@ from torch import nn
 from .core import ModelFileError, SpectralError, assets_dir, atomic_write, nearest, sha256_of, write_json
 from .models.autoencoder import AutoencoderConfig, RedshiftAutoencoder
 from .models.flows import FlowConfig, MaskedAutoregressiveFlow, SplineFlow
+from .models.pae import DenseAutoencoder, PAEConfig
 from .spectra.surveys import BOSS, DESI, SDSS, Survey, get_survey
 
 # %% auto #0
 __all__ = ['save_model', 'load_model', 'load', 'read_card']
 
 # %% ../nbs/52_pretrained.ipynb #cc672c08
+_AUTOENCODERS = {"RedshiftAutoencoder": (RedshiftAutoencoder, AutoencoderConfig), "DenseAutoencoder": (DenseAutoencoder, PAEConfig)}
+_DENSITIES = {"MaskedAutoregressiveFlow": (MaskedAutoregressiveFlow, FlowConfig), "SplineFlow": (SplineFlow, FlowConfig)}
+
+
 def _build(description: dict[str, Any]) -> nn.Module:
     "The network a description asks for, with fresh weights; only the classes named here can be built."
-    kind, config = description["class"], description["config"]
-    if kind == "RedshiftAutoencoder":
-        survey = description["survey"]  # a name, or the whole record of a survey that has no name here
-        survey = Survey.from_dict(survey) if isinstance(survey, dict) else get_survey(survey)
-        return RedshiftAutoencoder(survey, description["n_latent"], AutoencoderConfig.from_dict(config))
-    flows = {"MaskedAutoregressiveFlow": MaskedAutoregressiveFlow, "SplineFlow": SplineFlow}
-    if kind not in flows: raise ModelFileError(f"no model of class {kind!r}; known: RedshiftAutoencoder, {', '.join(flows)}")
-    return flows[kind](description["n_features"], FlowConfig.from_dict(config))
+    kind, known = description["class"], _AUTOENCODERS | _DENSITIES
+    if kind not in known: raise ModelFileError(f"no model of class {kind!r}; known: {', '.join(known)}")
+    model, settings = known[kind]
+    config = settings.from_dict(description["config"])
+    if kind in _DENSITIES: return model(description["n_features"], config)
+    survey = description["survey"]  # a name, or the whole record of a survey that has no name here
+    survey = Survey.from_dict(survey) if isinstance(survey, dict) else get_survey(survey)
+    return model(survey, description["n_latent"], config)
 
 
 def _describe(model: nn.Module) -> dict[str, Any]:
     "Class, size and settings, as JSON values."
     about = {"class": type(model).__name__, "config": model.config.to_dict()}
-    if not isinstance(model, RedshiftAutoencoder): return about | {"n_features": model.n_features}
+    if about["class"] not in _AUTOENCODERS: return about | {"n_features": model.n_features}
     survey = model.survey.name if model.survey in (SDSS, BOSS, DESI) else model.survey.to_dict()
     return about | {"survey": survey, "n_latent": model.n_latent}
 

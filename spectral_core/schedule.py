@@ -31,7 +31,7 @@ class FitConfig(Config):
     stages: tuple[Stage, ...] = (Stage("fit", 20),)
     batch_size: int = 128  # over all processes together; spender's scripts have 512
     lr: float = 1e-3  # the peak of the schedule (spender's scripts)
-    schedule: str = "onecycle"  # or "cosine", "constant"
+    schedule: str = "onecycle"  # or "cosine", "exponential", "constant"
     clip: float = 1.0  # largest norm of the gradient
     amp: bool = False  # bfloat16 where autocast finds it safe
     patience: int | None = None  # epochs without improvement after which the last stage ends
@@ -43,8 +43,8 @@ class FitConfig(Config):
             raise ConfigError("a fit needs at least one stage of at least one epoch")
         if self.batch_size < 1 or self.lr <= 0 or self.clip <= 0:
             raise ConfigError(f"batch_size, lr, clip must be positive, not {self.batch_size}, {self.lr}, {self.clip}")
-        if self.schedule not in ("onecycle", "cosine", "constant"):
-            raise ConfigError(f"schedule is 'onecycle', 'cosine' or 'constant', not {self.schedule!r}")
+        if self.schedule not in (known := ("onecycle", "cosine", "exponential", "constant")):
+            raise ConfigError(f"schedule is one of {', '.join(known)}, not {self.schedule!r}")
 
     @property
     def n_epoch(self) -> int:
@@ -65,4 +65,5 @@ def learning_rate(t: float, lr: float, schedule: str = "onecycle") -> float:
 
     if schedule == "constant": return lr
     if schedule == "cosine": return cosine(lr, 0.0, t)
+    if schedule == "exponential": return lr * 0.99 ** (200 * t)
     return cosine(lr / 25, lr, t / 0.3) if t < 0.3 else cosine(lr, lr / 250_000, (t - 0.3) / 0.7)

@@ -543,11 +543,16 @@ def test_every_epoch_belongs_to_one_stage(lengths):
     with pytest.raises(IndexError): config.stage_at(config.n_epoch)
 
 
-@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "exponential", "constant"])
 def test_the_learning_rate_has_its_peak_and_stays_positive(schedule):
     rates = [learning_rate(t, 0.01, schedule) for t in np.linspace(0, 0.999, 1000)]
     assert max(rates) == pytest.approx(0.01, rel=1e-4) and min(rates) > 0
-    if schedule != "constant": assert rates[-1] < 1e-6
+    if schedule in ("onecycle", "cosine"): assert rates[-1] < 1e-6
+
+
+def test_the_exponential_rate_loses_one_percent_in_each_of_two_hundred_epochs():
+    rates = [learning_rate(epoch / 200, 1e-3, "exponential") for epoch in range(201)]
+    assert np.allclose(np.divide(rates[1:], rates[:-1]), 0.99)
 
 
 def test_fingerprint_sees_every_bit_of_small_data_and_the_length_of_large():

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from ..core import Config, ConfigError, SpectrumError
 from .networks import CompactEncoder, Decoder, SpenderEncoder
 from .pca import weighted_components
-from spectral_core.models.similarity import (
-    anneal, consistency_loss, fidelity_loss, rest_weight, similarity_loss, window_weight,
-)
+from .similarity import anneal, consistency_loss, fidelity_loss, rest_weight, similarity_loss, window_weight
 from ..spectra.container import Batch
 from ..spectra.surveys import Survey, get_survey
 from ..spectra.wavelength import Grid, resample_rest, shift_rows

@@ -14,15 +14,7 @@ from astropy.table import Table, vstack
 from torch import Tensor
 
 from ..core import ConfigError, generator, nearest, seed_from
-from spectral_core.simulate.distortions import (
-    bridge_gaps,
-    emission,
-    level,
-    miscalibration,
-    power_law,
-    sky_spectrum,
-    split_lines,
-)
+from .distortions import bridge_gaps, emission, level, miscalibration, power_law, sky_spectrum, split_lines
 from .emission import C_KMS
 from .galaxy import make_galaxies, observed
 from .instrument import add_noise, quoted_sigma, snr
