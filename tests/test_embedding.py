@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spectral_core.analysis.embedding import box_around, estimate_from_neighbours, umap_embedding
+from spectral_core.analysis.embedding import box_around, estimate_from_neighbours, fit_umap, umap_embedding
 from spectral_core.core import DataError
 
 rng = np.random.default_rng(0)
@@ -71,6 +71,48 @@ def test_a_map_leaves_the_number_of_threads_alone():
     try:
         torch.set_num_threads(1)
         umap_embedding(np.random.default_rng(0).normal(size=(60, 3)), n_neighbors=5)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    x = np.repeat(10 * np.eye(3, 6), 40, axis=0) + 0.1 * np.random.default_rng(1).standard_normal((120, 6))
+    x[7] = np.inf
+    return x, fit_umap(x, n_neighbors=8)
+
+
+def test_a_fitted_map_places_new_spectra_and_moves_nothing(fitted):
+    x, fit = fitted
+    before, kind = fit.positions.copy(), np.repeat(np.arange(3), 40)
+    new = x[[0, 50, 100]] + 0.02
+    new = np.r_[new, np.full((1, 6), np.nan)]
+    places = fit.transform(new)
+    assert np.array_equal(fit.positions, before, equal_nan=True) and np.isnan(fit.positions[7]).all()
+    centres = np.array([np.nanmean(before[kind == k], axis=0) for k in range(3)])
+    assert np.linalg.norm(places[:3, None] - centres, axis=2).argmin(axis=1).tolist() == [0, 1, 2]
+    assert np.isnan(places[3]).all() and np.array_equal(places, fit.transform(new), equal_nan=True)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_fault_15_few_rows_to_place(fitted, n):
+    x, fit = fitted
+    assert fit.transform(x[:n]).shape == (n, 2)
+
+
+def test_rows_of_another_width_are_refused(fitted):
+    with pytest.raises(DataError, match="fitted to 6 features"): fitted[1].transform(np.zeros((3, 5)))
+    with pytest.raises(DataError, match="rows"): fit_umap(np.zeros(50))
+
+
+def test_placing_leaves_the_number_of_threads_alone(fitted):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        fitted[1].transform(fitted[0][:3])
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

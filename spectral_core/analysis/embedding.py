@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -13,36 +15,67 @@ import numpy as np
 from ..core import DataError
 
 # %% auto #0
-__all__ = ['umap_embedding', 'Box', 'box_around', 'Estimate', 'estimate_from_neighbours']
+__all__ = ['UmapFit', 'fit_umap', 'umap_embedding', 'Box', 'box_around', 'Estimate', 'estimate_from_neighbours']
 
 # %% ../../nbs/62_analysis.embedding.ipynb #b3a03e70
-def umap_embedding(
-    latents: np.ndarray,  # (n, S)
+def _undisturbed(work: Callable[..., np.ndarray], *args: object) -> np.ndarray:
+    "Run UMAP; numba raises the number of threads for all of OpenMP, torch's included, which is set back."
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        return work(*args)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class UmapFit:
+    "A fitted map: where its objects lie, and where new ones go."
+
+    positions: np.ndarray  # (n, n_components) float32, NaN where a row was not finite
+    umap: object = field(repr=False)  # umap.UMAP, fitted to the finite rows
+    n_features: int
+
+    def transform(self, new: np.ndarray) -> np.ndarray:
+        "Positions (m, n_components) float32 of new rows (m, S), NaN where a row is not finite."
+        new = np.asarray(new, dtype=np.float32)
+        if new.ndim != 2 or new.shape[1] != self.n_features:
+            raise DataError(f"the map was fitted to {self.n_features} features, the new rows have shape {new.shape}")
+        out = np.full((len(new), self.positions.shape[1]), np.nan, dtype=np.float32)
+        known = np.isfinite(new).all(axis=1)
+        if known.any(): out[known] = _undisturbed(self.umap.transform, new[known])
+        return out
+
+# %% ../../nbs/62_analysis.embedding.ipynb #ad22f6cb
+def fit_umap(
+    x: np.ndarray,  # (n, S): latents, or spectra on one grid
     *,
     n_neighbors: int = 15,
     min_dist: float = 0.1,
     n_components: int = 2,
+    metric: str = "euclidean",
     seed: int = 0,
-) -> np.ndarray:
-    "UMAP positions (n, n_components) float32, NaN where a latent is not finite; DataError for too few rows."
-    import torch
-
+) -> UmapFit:
+    "Fit a UMAP (Pat+22 §3.3: 15, 0.1, Euclidean); DataError for too few finite rows. Equal seeds give equal maps."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # umap asks for tensorflow, which it does not need here
         from umap import UMAP
 
-    latents = np.asarray(latents, dtype=np.float32)
-    known = np.isfinite(latents).all(axis=1)
+    x = np.asarray(x, dtype=np.float32)
+    if x.ndim != 2: raise DataError(f"a map is made of rows (n, S), not of shape {x.shape}")
+    known = np.isfinite(x).all(axis=1)
     if known.sum() < n_neighbors + 2:
         raise DataError(f"{known.sum()} finite latents are too few for a map with n_neighbors={n_neighbors}")
-    out = np.full((len(latents), n_components), np.nan, dtype=np.float32)
-    umap = UMAP(n_neighbors, n_components, min_dist=min_dist, random_state=seed, n_jobs=1)  # a seed forces one thread
-    threads = torch.get_num_threads()
-    try:
-        out[known] = umap.fit_transform(latents[known])
-    finally:
-        torch.set_num_threads(threads)  # numba raises the number for all of OpenMP, torch's included
-    return out
+    umap = UMAP(n_neighbors, n_components, metric=metric, min_dist=min_dist, random_state=seed, n_jobs=1)
+    out = np.full((len(x), n_components), np.nan, dtype=np.float32)
+    out[known] = _undisturbed(umap.fit_transform, x[known])  # a seed forces one thread
+    return UmapFit(out, umap, x.shape[1])
+
+
+def umap_embedding(latents: np.ndarray, **options: object) -> np.ndarray:
+    "Only the UMAP positions (n, n_components) float32 of latents (n, S); options of `fit_umap`."
+    return fit_umap(latents, **options).positions
 
 # %% ../../nbs/62_analysis.embedding.ipynb #50411ba3
 class Box(NamedTuple):
