@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binned_statistic
 
 from spectral_core.archives.sdss import read_sdss
-from spectral_core.core import ConfigError, Flag, SpectrumError, generator
+from spectral_core.core import ConfigError, DataError, Flag, SpectrumError, generator
 from spectral_core.spectra.container import Spectra
 from spectral_core.spectra.preprocessing import preprocess
 from spectral_core.spectra.restframe import (
@@ -128,6 +128,10 @@ def test_rows_do_not_know_each_other(order, size):
     np.testing.assert_array_equal(some.flux, whole.flux[rows])
     np.testing.assert_array_equal(some.ivar, whole.ivar[rows])
     np.testing.assert_array_equal(some.id, spectra.id[rows])
+
+
+def test_a_row_asked_for_twice_stands_twice_and_is_refused():
+    with pytest.raises(DataError, match="more than once"): to_rest(noisy([0.1, 0.2]), rows=[1, 1])
 
 
 def test_one_bad_redshift_is_a_flag_for_that_row():

@@ -193,7 +193,10 @@ def stack_trends(stacks: Mapping[str, Stack] | Sequence[Stack]) -> Table:
         errors = {key: float(_std(value[1:, None])[0]) for key, value in found.items()}
         for key, value in found.items(): row |= {key: float(value[0]), f"{key}_err": errors[key]}
         rows.append(row)
-    return Table(rows)
+    table = Table(rows)
+    for column in table.itercols():
+        if column.dtype.kind == "f": column.info.format = ".3f"
+    return table
 
 # %% ../../nbs/15_spectra.stacking.ipynb #f340085d
 COMPOSITES = ("vandenberk2001_composite", "qso_composite")  # manifests, the first that can be had
