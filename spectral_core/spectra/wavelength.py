@@ -204,7 +204,7 @@ class _Overlap(NamedTuple):
         m = len(old) - 1
         pixel = np.minimum(np.interp(new, old, np.arange(m + 1.0)).astype(np.int64), m - 1)
         part = (new - old[pixel]) / np.diff(old)[pixel]
-        part[part < 1e-10] = 0.0  # an edge on an edge touches nothing beyond it, whatever the rounding; outside counts as on the end
+        part[part < 1e-10] = 0.0  # an edge on an edge touches nothing beyond it, whatever the rounding; outside: at the end
         part[part > 1 - 1e-10] = 1.0
         return cls(pixel + m * np.arange(n)[:, None], 1 - part[:, :-1], part[:, 1:], np.diff(pixel))
 
