@@ -35,7 +35,7 @@ $(RUNS): runs/demo/%: $(FETCHED)
 test: $(FETCHED)
 	$(BIN)/ruff check spectral_core tests
 	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 pretrained: $(FETCHED)
 	$(BIN)/python -c "from spectral_core.shipping import ship_sdss; print(ship_sdss())"
