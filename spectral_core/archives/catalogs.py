@@ -160,22 +160,23 @@ def read_desi_line_ews(path: str | Path) -> Table:
     return out
 
 # %% ../../nbs/21_archives.catalogs.ipynb #dd7dd90d
-_SPZLINE = ("linename", "linearea", "linearea_err", "lineew", "lineew_err", "linesigma", "linesigma_err", "linedof")
+_SPZLINE = ("linearea", "linearea_err", "lineew", "lineew_err", "linesigma", "linesigma_err")
 
 
 def _pipeline_row(path: Path) -> dict[str, object]:
     "What the pipeline measured in one file."
     facts = read_spectrum(path).facts
-    row = {name: facts.get(name, "") for name in ("class", "subclass")} | {"z": facts["z"], "file": path.name, "measured": False, "broad": False}
+    row = {name: facts.get(name, "") for name in ("class", "subclass")} | {"z": facts["z"], "file": path.name}
+    row |= dict.fromkeys(("measured", "broad", "broad_unfitted"), False)
     row["id"] = int(sdss_id(*(facts.get(k, 0) for k in ("plate", "mjd", "fiber")))) or -1
     row |= {f"{what}_{line}": np.nan for line in BPT_LINES for what in ("flux", "err", "ew", "ew_err", "sigma", "sigma_err")}
     hdu = next((h for h in read_fits(path) if "linename" in h.names), None)
     if hdu is None: return row
-    missing = [name for name in _SPZLINE if name not in hdu.names]
-    if missing: raise DataError(f"{path}: the line table lacks {', '.join(missing)}; it has {', '.join(hdu.names)}")
-    names, area, area_err, ew, ew_err, sigma, sigma_err, dof = (hdu.column(name) for name in _SPZLINE)
-    usable = (names != "Ly_alpha") & (dof >= 1)
-    row |= {"measured": True, "broad": bool(broad_rule(area[usable], area_err[usable], sigma[usable], sigma_err[usable]))}
+    names = hdu.column("linename")  # read_spectrum has checked this table: areas, errors and EWs are there
+    fits = [hdu.column(name) if name in hdu.names else np.full(len(names), np.nan) for name in _SPZLINE]
+    area, area_err, ew, ew_err, sigma, sigma_err = fits
+    widths = [v[names != "Ly_alpha"] for v in (area, area_err, sigma, sigma_err)]
+    row |= {"measured": True, "broad": bool(broad_rule(*widths)), "broad_unfitted": bool(broad_rule(*widths, unfitted=True))}
     for i in np.flatnonzero(np.isin(names, list(PIPELINE_LINES))):
         line, good = PIPELINE_LINES[names[i]], area_err[i] > 0
         values = (area[i], area_err[i], ew[i] / (1 + row["z"]), ew_err[i] / (1 + row["z"]), sigma[i], sigma_err[i])

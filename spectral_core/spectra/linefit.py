@@ -197,7 +197,7 @@ def _covered(cut: _Cut, name: str) -> np.ndarray:
     return (core.sum(1) >= 0.7 * expected) & ((cut.root > 0).sum(1) >= 0.5 * (1 - left_out) * window)
 
 
-def _measure(cut: _Cut, velocity: np.ndarray, log_sigma: np.ndarray, error: np.ndarray) -> dict[str, np.ndarray]:
+def _measure(cut: _Cut, velocity: np.ndarray, log_sigma: np.ndarray, error: np.ndarray, ew_floor: float) -> dict[str, np.ndarray]:
     "Flux, error, EW and its error (n,) of the two lines of one window, and chi2 per pixel."
     step = 0.02 * np.array([-1, 0, 1])
     shift = np.broadcast_to(velocity[:, None], (len(velocity), 3))
@@ -218,29 +218,34 @@ def _measure(cut: _Cut, velocity: np.ndarray, log_sigma: np.ndarray, error: np.n
         beside = (continuum * side).sum(1) / np.maximum(side.sum(1), 1) * cut.stretch[:, 0]
         covered = _covered(cut, name)
         beside = np.where(covered & (beside > 0), beside, np.nan)
-        out |= {f"flux_{name}": np.where(covered, flux[k], np.nan), f"err_{name}": np.where(covered, np.sqrt(spread[k]), np.nan)}
+        err = np.sqrt(spread[k] + np.where(beside > 0, ew_floor * beside, 0) ** 2)
+        out |= {f"flux_{name}": np.where(covered, flux[k], np.nan), f"err_{name}": np.where(covered, err, np.nan)}
         out |= {f"ew_{name}": out[f"flux_{name}"] / beside, f"ew_err_{name}": out[f"err_{name}"] / beside}
     return out
 
 # %% ../../nbs/16_spectra.linefit.ipynb #3ab9bf3b
-def broad_rule(flux: np.ndarray, err: np.ndarray, sigma: np.ndarray, sigma_err: np.ndarray) -> np.ndarray:
-    "SDSS's BROADLINE rule on the last axis (lines): a 10σ flux whose observed width exceeds 200 km/s by 5 of its errors."
+def broad_rule(flux: np.ndarray, err: np.ndarray, sigma: np.ndarray, sigma_err: np.ndarray, *, unfitted: bool = False) -> np.ndarray:
+    """SDSS's BROADLINE rule on the last axis (lines): a 10σ flux whose observed width exceeds 200 km/s by 5 of its errors.
+
+    `unfitted`: as the pipeline's code has it, a line that was not fitted (flux 0, error −1) passes the flux test.
+    """
     flux, err, sigma, sigma_err = (np.asarray(v, float) for v in (flux, err, sigma, sigma_err))
     with np.errstate(invalid="ignore"):
-        return ((err > 0) & (flux > 10 * err) & (sigma_err > 0) & (sigma - 5 * sigma_err > 200)).any(-1)
+        detected = (flux > 10 * err) & (unfitted | (err > 0))
+        return (detected & (sigma_err > 0) & (sigma - 5 * sigma_err > 200)).any(-1)
 
 # %% ../../nbs/16_spectra.linefit.ipynb #0d5cb280
 _MEASURED = tuple(name for window in _WINDOWS for name in (window.balmer, window.pair[0]))
 
 
-def _fit_rows(spectra: Spectra, basis: StellarBasis | None) -> dict[str, np.ndarray]:
+def _fit_rows(spectra: Spectra, basis: StellarBasis | None, ew_floor: float) -> dict[str, np.ndarray]:
     "All measurements of a block of spectra."
     starlight = None if basis is None else fit_starlight(spectra, basis)
     cuts = [_cut(spectra, starlight, window) for window in _WINDOWS]
     velocity, velocity_err = _velocity(cuts)
     log_sigma, error = _widths(cuts, velocity)
     out = {"velocity": velocity, "velocity_err": velocity_err}
-    for cut in cuts: out |= _measure(cut, velocity, log_sigma, error)
+    for cut in cuts: out |= _measure(cut, velocity, log_sigma, error, ew_floor)
     sigma = np.exp(log_sigma)
     for k, kind in enumerate(("balmer", "forbidden")): out |= {f"sigma_{kind}": sigma[k], f"sigma_err_{kind}": sigma[k] * error[k]}
     wave = np.array([line_wave(name) for name in _MEASURED])
@@ -259,16 +264,21 @@ def _reasons(table: Table, good: np.ndarray) -> np.ndarray:
     return np.where(good, text, "flagged: no usable pixels or redshift")
 
 
-def fit_lines(spectra: Spectra, basis: StellarBasis | None = None, *, block: int = 128) -> Table:
+def fit_lines(
+    spectra: Spectra,
+    basis: StellarBasis | None = None,  # starlight; None: one broad absorption line stands in, and weak Hβ and Hα are biased
+    *,
+    ew_floor: float = 0.15,  # Å: by how much stellar libraries may be wrong, added to all errors in quadrature
+    block: int = 128,
+) -> Table:
     """Hβ, [O III] 5007, Hα, [N II] 6584 of each spectrum: the common line table that `label_galaxies` reads.
 
     flux_*, err_* in 1e-17 erg/s/cm² (normalised spectra are scaled back by `table["norm"]`), ew_*, ew_err_* in rest-frame Å, emission positive;
     sigma_balmer, sigma_forbidden, velocity and errors in km/s, instrument removed; chi2_* per pixel of a window; `broad`: BROADLINE rule;
-    NaN with a `reason` where a line is not covered; `measured` where all four are. `basis`: starlight, see `stellar_basis`; without it
-    one broad absorption line stands in, and weak Hβ and Hα are biased.
+    NaN with a `reason` where a line is not covered; `measured` where all four are. For `basis` see `stellar_basis`, `stellar_templates`.
     """
     if not len(spectra): return fit_lines(Spectra(*np.zeros((2, 1, spectra.survey.grid.n)), [0.0], spectra.survey), basis)[:0]
-    rows = [_fit_rows(spectra[start : start + block], basis) for start in range(0, len(spectra), block)]
+    rows = [_fit_rows(spectra[start : start + block], basis, ew_floor) for start in range(0, len(spectra), block)]
     table = Table({"id": spectra.id, "z": spectra.z} | {name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
     if "norm" in spectra.table.colnames:
         for name in _MEASURED:
