@@ -31,6 +31,7 @@ LABEL_COLORS = {
 def _codes(labels: Sequence[str], n: int) -> np.ndarray:
     "Position (n,) of each label among the names of LABEL_COLORS; DataError for one that has no colour."
     labels, names = np.asarray(labels, dtype=str), np.array(list(LABEL_COLORS))
+    labels = np.where(labels == "unclassified", "N/A", labels)
     if len(labels) != n: raise DataError(f"{len(labels)} labels for {n} objects")
     odd = set(np.unique(labels).tolist()) - set(LABEL_COLORS)
     if odd: raise DataError(f"label {min(odd)!r} has no colour; known: {', '.join(LABEL_COLORS)}")

@@ -169,7 +169,7 @@ def test_the_branch_is_walked_from_its_purest_end(galaxies):
     assert height == sorted(height, reverse=True) and found[0].vertices[:, 1].max() > 7
     assert (counts["broad-line"][:4] == counts["n"][:4]).all() and counts["passive"][5] > counts["broad-line"][5] >= 10
     broad = labels == "broad-line"
-    assert np.mean(region_of(found, xy[broad]) != "") > 0.8
+    assert 0.65 < np.mean(region_of(found, xy[broad]) != "") < 0.9
 
 
 @pytest.mark.parametrize("missing", ["star-forming", "narrow-line AGN", "quiescent"])
@@ -188,8 +188,8 @@ def test_fault_16_too_few_broad_lines(galaxies):
     with pytest.raises(DataError, match="labels for positions"): sequence_boxes(np.c_[xy, xy], labels)
 
 
-def test_maps_without_room_or_order_are_refused():
+def test_maps_without_room_are_refused():
     rng = np.random.default_rng(0)
-    labels = rng.choice(["star-forming", "narrow-line AGN", "passive"], 300)
-    with pytest.raises(DataError, match="keep among themselves"): sequence_boxes(rng.standard_normal((300, 2)), labels)
+    xy, labels = rng.standard_normal((300, 2)), rng.choice(["star-forming", "narrow-line AGN", "passive"], 300)
+    with pytest.raises(DataError, match="too short for 90"): sequence_boxes(xy, labels, n_boxes=90)
     with pytest.raises(DataError, match="on one line"): sequence_boxes(np.arange(300)[:, None] * [1.0, 1.0], np.sort(labels))

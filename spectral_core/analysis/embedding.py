@@ -55,6 +55,7 @@ def fit_umap(
     min_dist: float = 0.1,
     n_components: int = 2,
     metric: str = "euclidean",
+    n_epochs: int | None = None,  # of the layout; None: 500 up to 10,000 rows, else 200
     seed: int = 0,
 ) -> UmapFit:
     "Fit a UMAP (Pat+22 §3.3: 15, 0.1, Euclidean); DataError for too few finite rows. Equal seeds give equal maps."
@@ -67,7 +68,7 @@ def fit_umap(
     known = np.isfinite(x).all(axis=1)
     if known.sum() < n_neighbors + 2:
         raise DataError(f"{known.sum()} finite latents are too few for a map with n_neighbors={n_neighbors}")
-    umap = UMAP(n_neighbors, n_components, metric=metric, min_dist=min_dist, random_state=seed, n_jobs=1)
+    umap = UMAP(n_neighbors, n_components, metric=metric, n_epochs=n_epochs, min_dist=min_dist, random_state=seed, n_jobs=1)
     out = np.full((len(x), n_components), np.nan, dtype=np.float32)
     out[known] = _undisturbed(umap.fit_transform, x[known])  # a seed forces one thread
     return UmapFit(out, umap, x.shape[1])

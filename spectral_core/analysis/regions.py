@@ -98,6 +98,12 @@ class _Walk:
         "Mean (n,) of values (n,) over an object and its neighbours."
         return (values + values[self.near].sum(axis=1)) / (1 + self.near.shape[1])
 
+    def lift(self, height: np.ndarray) -> np.ndarray:
+        "Make the map hilly: edges get the length that they have with this height (n,); positions (n, 3)."
+        hills = np.column_stack([self.positions, height])
+        self.length = np.linalg.norm(hills[self.edges[:, 0]] - hills[self.edges[:, 1]], axis=1)
+        return hills
+
     def search(self, sources: int | np.ndarray, toll: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         "Cost (n,) of the cheapest way from the nearest of the sources, and each object's predecessor on it."
         from scipy.sparse import coo_array
@@ -132,7 +138,7 @@ def _known_map(positions: np.ndarray, labels: Sequence[str], wanted: Mapping[str
     return positions[known], labels[known]
 
 # %% ../../nbs/64_analysis.regions.ipynb #f4cba5e8
-QUIESCENCE = {"star-forming": 0.0, "composite": 0.5, "narrow-line AGN": 0.5, "broad-line": 0.5, "retired": 1.0, "passive": 1.0}
+QUIESCENCE = {"star-forming": 0.0, "composite": 0.5, "narrow-line AGN": 0.5, "retired": 1.0, "passive": 1.0}
 
 
 class Sequences(NamedTuple):
@@ -145,8 +151,8 @@ class Sequences(NamedTuple):
 
 
 def _along(path: np.ndarray, n: int, longest: float) -> np.ndarray:
-    "n of the path's places (m, 2) at equal steps; an edge counts `longest` at most."
-    step = np.minimum(np.hypot(*np.diff(path, axis=0).T), longest)
+    "n of the path's places (m, 3) at equal steps; an edge counts `longest` at most."
+    step = np.minimum(np.linalg.norm(np.diff(path, axis=0), axis=1), longest)
     at = np.r_[0, np.cumsum(step)]
     return path[np.abs(at - np.linspace(0, at[-1], n)[:, None]).argmin(axis=1)]
 
@@ -166,41 +172,45 @@ def sequence_boxes(
     *,
     n_boxes: int = 8,
     share: float = 0.01,  # of the objects in the map that a box should hold
-    toll: float = 20.0,
+    toll: float = 8.0,
+    lift: float = 0.5,  # of the map's rms radius, between star-forming and quiescent
     k: int = 15,
     min_class: int = 20,
 ) -> Sequences:
     "Boxes from passive to star-forming galaxies, with and without narrow-line AGN on the way (Pat+22 §5.2, Fig. 4)."
     groups = {"star-forming": ["star-forming"], "narrow-line AGN": ["narrow-line AGN"], "quiescent": ["retired", "passive"]}
-    positions, labels = _known_map(positions, labels, groups, min_class)
+    labels = np.asarray(labels, dtype=str)
+    positions, labels = _known_map(positions, np.where(np.isin(labels, list(QUIESCENCE)), labels, "N/A"), groups, min_class)
     walk = _Walk(positions, k)
-    quiescence = walk.around(np.array([QUIESCENCE.get(str(l), 0.5) for l in labels]))
+    quiescence = walk.around(walk.around(np.array([QUIESCENCE[str(l)] for l in labels])))
     active = walk.around((labels == "narrow-line AGN").astype(float))
     active /= active.max()
     blue = np.flatnonzero(quiescence <= np.quantile(quiescence[labels == "star-forming"], 0.25))
-    red = np.flatnonzero((quiescence > 0.9) & np.isin(labels, groups["quiescent"]))
-    if len(red) < min_class: raise DataError(f"only {len(red)} retired or passive objects keep among themselves in the map")
+    old = np.isin(labels, groups["quiescent"])
+    red = np.flatnonzero(old & (quiescence >= np.quantile(quiescence[old], 0.25)))
     from_red = walk.search(red)[0][blue]
     last = walk.central(blue[from_red >= np.median(from_red)])
     from_active = walk.search(np.flatnonzero(active > 0.5))[0][red]
-    near = from_active <= np.median(from_active)
-    ends = [walk.central(red[near]), walk.central(red[~near] if (~near).any() else red)]
-    paths = [positions[walk.path(e, last, 1 + toll * a)] for e, a in zip(ends, (1 - active, active))]
+    near = np.argsort(np.argsort(from_active, kind="stable")) < len(red) // 2
+    ends = [walk.central(red[near]), walk.central(red[~near])]
+    hills = walk.lift(lift * quiescence * np.sqrt(positions.var(axis=0).sum()))
+    paths = [hills[walk.path(e, last, 1 + toll * a)] for e, a in zip(ends, (1 - active, active))]
     longest, n = link_length(positions, k=k), max(int(share * len(positions)), 1)
-    centres = [_along(path, n_boxes, longest) for path in paths]
+    centres = [_along(path, n_boxes, longest)[:, :2] for path in paths]
     halves = np.array([_half_sides(positions, c, n) for c in centres])
     halves[:, -1] = halves[:, -1].min()
     names = [str(i) for i in range(n_boxes)]
     boxes = [[Region.box(*b) for b in zip(names, np.round(c, 4), np.round(h, 4))] for c, h in zip(centres, halves)]
-    return Sequences(*boxes, *paths)
+    return Sequences(*boxes, *(path[:, :2] for path in paths))
 
 # %% ../../nbs/64_analysis.regions.ipynb #b397cfe4
 def _hull(name: str, points: np.ndarray, keep: float) -> Region:
-    "Convex hull of that share of the points (n, 2) which is nearest to their median, two percent wider."
-    from scipy.spatial import ConvexHull, QhullError
+    "Convex hull, two percent wider, of the most compact share of the points (n, 2): one and its nearest others."
+    from scipy.spatial import ConvexHull, QhullError, cKDTree
 
-    distance = np.hypot(*(points - np.median(points, axis=0)).T)
-    points = points[distance <= np.quantile(distance, keep)]
+    reach = cKDTree(points).query(points, [max(int(np.ceil(keep * len(points))), 1)])[0][:, 0]
+    middle = int(reach.argmin())
+    points = points[np.hypot(*(points - points[middle]).T) <= reach[middle]]
     try:
         corners = points[ConvexHull(points).vertices]
     except (QhullError, ValueError): raise DataError(f"the {len(points)} objects of region {name!r} span no polygon") from None
@@ -214,7 +224,7 @@ def branch_polygons(
     *,
     names: Sequence[str] = "ABCDEF",
     quiescent_share: float = 0.5,  # of the neighbours of an object of the last polygon
-    keep: float = 0.9,  # of each group inside its hull
+    keep: float = 0.67,  # of each group inside its hull
     k: int = 15,
     min_objects: int = 5,  # per polygon
 ) -> list[Region]:
