@@ -19,6 +19,7 @@ from torch import nn
 from .core import ModelFileError, SpectralError, assets_dir, atomic_write, nearest, sha256_of, write_json
 from .models.autoencoder import AutoencoderConfig, RedshiftAutoencoder
 from .models.flows import FlowConfig, MaskedAutoregressiveFlow, SplineFlow
+from .models.gis import GIS, GISConfig
 from .models.pae import DenseAutoencoder, PAEConfig
 from .spectra.surveys import BOSS, DESI, SDSS, Survey, get_survey
 
@@ -27,7 +28,7 @@ __all__ = ['save_model', 'load_model', 'load', 'read_card']
 
 # %% ../nbs/52_pretrained.ipynb #cc672c08
 _AUTOENCODERS = {"RedshiftAutoencoder": (RedshiftAutoencoder, AutoencoderConfig), "DenseAutoencoder": (DenseAutoencoder, PAEConfig)}
-_DENSITIES = {"MaskedAutoregressiveFlow": (MaskedAutoregressiveFlow, FlowConfig), "SplineFlow": (SplineFlow, FlowConfig)}
+_DENSITIES = {"MaskedAutoregressiveFlow": (MaskedAutoregressiveFlow, FlowConfig), "SplineFlow": (SplineFlow, FlowConfig), "GIS": (GIS, GISConfig)}
 
 
 def _build(description: dict[str, Any]) -> nn.Module:

@@ -17,6 +17,7 @@ from spectral_core.models.flows import FlowConfig, MaskedAutoregressiveFlow
 from spectral_core.models.gis import FAITHFUL, FAST, GIS, GISConfig
 from spectral_core.models.marginals import Spline, fit_spline, kernel_cdf, knot_levels, normal_scores
 from spectral_core.models.slices import find_slices, line_search, momentum_search, wasserstein
+from spectral_core.pretrained import load_model, save_model
 from spectral_core.train import fit
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -179,7 +180,7 @@ def test_density_integrates_to_one(fitted):
 
 def test_known_density_is_approached_from_below():
     x, truth = Mixture().sample(8000, 2), Mixture().log_prob
-    gis = GIS(2, replace(FAST, n_iter=60)).double()
+    gis = GIS(2, replace(FAST, n_iter=60, keep=0.5)).double()
     gis.fit(Mixture().sample(10_000, 0), Mixture().sample(5000, 1), progress=False)
     excess = truth(x) - gis.log_prob(x)
     error = excess.std() / len(x) ** 0.5
@@ -260,13 +261,10 @@ def test_same_seed_same_fit_whatever_came_before(preset):
 
 
 def test_saved_and_loaded_is_the_same_bit_by_bit(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     gis = GIS(10, SHORT["fast"])
     gis.fit(target.sample(1000, 0), progress=False)
-    save_file({k: v.contiguous() for k, v in gis.state_dict().items()}, tmp_path / "gis.safetensors")
-    loaded = GIS(10, GISConfig.from_dict(gis.config.to_dict()))
-    loaded.load_state_dict(load_file(tmp_path / "gis.safetensors"))
+    loaded = load_model(save_model(gis, tmp_path / "gis"))
+    assert loaded.config == gis.config and loaded.n_features == 10
     x = torch.tensor(target.sample(100, 2)).float()
     assert len(loaded) == len(gis) > 0 and torch.equal(loaded.log_prob(x), gis.log_prob(x))
     assert torch.equal(loaded.sample(9, seed=0), gis.sample(9, seed=0))
@@ -366,7 +364,7 @@ def test_fast_preset_is_faster_and_no_worse_at_equal_iterations(n, n_iter):
     assert held_out["fast"] >= held_out["faithful"]
 
 
-@pytest.mark.parametrize(("n", "n_epoch", "nats"), [(10_000, 8, 2.5), pytest.param(50_000, 54, 0.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("n", "n_epoch", "nats"), [(8000, 6, 3.0), pytest.param(50_000, 54, 0.5, marks=pytest.mark.slow)])
 def test_best_flow_comes_close_to_the_true_density(n, n_epoch, nats):
     train, valid, x = (torch.tensor(target.sample(k, seed)).float() for seed, k in enumerate((n, 5000, 20_000)))
     flow = MaskedAutoregressiveFlow(10, FlowConfig(n_layer=5, n_hidden=128, n_block=2))
@@ -376,7 +374,7 @@ def test_best_flow_comes_close_to_the_true_density(n, n_epoch, nats):
 
 
 def test_gaussianisation_comes_from_single_normal_towards_the_true_density():
-    gis, x = GIS(10, replace(FAST, n_iter=40)), target.sample(10_000, 2)
+    gis, x = GIS(10, replace(FAST, n_iter=25)), target.sample(10_000, 2)
     history = gis.fit(target.sample(4000, 0), target.sample(2000, 1), progress=False)
     excess = target.log_prob(x) - predict.log_prob(gis, x)
     assert 0 < excess.mean() < 0.5 * (target.log_prob(x).mean() - history["valid"][0])
