@@ -374,7 +374,7 @@ def test_best_flow_comes_close_to_the_true_density(n, n_epoch, nats):
 
 
 def test_gaussianisation_comes_from_single_normal_towards_the_true_density():
-    gis, x = GIS(10, replace(FAST, n_iter=25)), target.sample(10_000, 2)
+    gis, x = GIS(10, replace(FAST, n_iter=25, keep=0.5)), target.sample(10_000, 2)
     history = gis.fit(target.sample(4000, 0), target.sample(2000, 1), progress=False)
     excess = target.log_prob(x) - predict.log_prob(gis, x)
     assert 0 < excess.mean() < 0.5 * (target.log_prob(x).mean() - history["valid"][0])
