@@ -27,7 +27,6 @@ out: str = "runs/01"
 # %%
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,6 +42,7 @@ from spectral_core.analysis.embedding import box_around, estimate_from_neighbour
 from spectral_core.analysis.invariance import invariance_table, latent_distance, random_pairs, redshift_invariance, repeat_distances
 from spectral_core.analysis.outliers import TailCalibration, joint_tail, rank_outliers, rank_stability
 from spectral_core.analysis.realism import density_rank, fit_components, matched_classifier, rest_components
+from spectral_core.archives.sets import find_sets, read_sets
 from spectral_core.core import ConfigError, generator
 from spectral_core.models.autoencoder import COMPACT, PAPER, augment
 from spectral_core.models.similarity import fidelity_loss
@@ -252,29 +252,15 @@ run.figure(charts.plot_invariance(apart, {name: r.rand for name, r in by_reobser
 # all that follows, are what the pipeline calls GALAXY (or nothing at all, in files of your own) without a warning at z < 0.45.
 
 # %%
-REAL = ("sdss_galaxy_spectra", "sdss_galaxy_bright", "sdss_qso_spectra", "sdss_sky_fibers", "sdss_star_spectra")
-
-
-def real_files():
-    "Each real file with the set that it belongs to: the mirror's, the same folders below `data`, or all of `data`."
-    if data: folders = {n: Path(data) / n for n in REAL if (Path(data) / n).is_dir()} or {"yours": Path(data)}
-    else: folders = {name: sc.fetch(name) for name in REAL}
-    inside = {n: (sorted(f.rglob("*")) if f.is_dir() else [f]) if isinstance(f, Path) else f for n, f in folders.items()}
-    return {p: n for n, files in inside.items() for p in files if p.name.removesuffix(".gz").endswith((".fits", ".fit"))}
-
-
 def read_real():
     "All real spectra, normalised; `set` says where each is from. An empty fibre has no redshift and gets one of a real galaxy's."
-    files = real_files()
-    spectra = sc.read_sdss(list(files), on_error="skip", dedupe="first")
-    origin = {name: n for path, n in files.items() for name in (path.name, path.as_posix())}
-    spectra.table["set"] = [origin[f] for f in spectra.table["file"]]
+    spectra = read_sets(data)
     galaxy, sky = spectra.table["class"] == "GALAXY", np.asarray(spectra.table["class"] == "SKY")
     z, flag = spectra.z.copy(), spectra.flag.copy()
     if sky.any() and galaxy.any():
         z[sky] = generator("sky", seed).choice(z[galaxy & (z < 0.45) & (z > 0)], int(sky.sum()))
         flag[sky] &= ~int(sc.Flag.BAD_Z)
-    run.metric("real_files", {"files": len(files), "read": len(spectra)})
+    run.metric("real_files", {"files": len(find_sets(data)), "read": len(spectra)})
     return sc.preprocess(spectra.replace(z=z, flag=flag))
 
 
