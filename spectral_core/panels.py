@@ -19,7 +19,7 @@ from .core import DataError
 from .spectra.lines import line_wave
 
 # %% auto #0
-__all__ = ['WINDOWS', 'MARKS', 'plot_stacks', 'plot_grid', 'plot_log_prob', 'pixel_chi2', 'plot_pixel_chi2', 'plot_architecture']
+__all__ = ['WINDOWS', 'MARKS', 'plot_stacks', 'plot_grid', 'plot_log_prob', 'plot_pixel_chi2', 'plot_architecture']
 
 # %% ../nbs/79_panels.ipynb #c5506640
 WINDOWS = {r"H$\beta$, [O III]": (4800.0, 5060.0), r"H$\alpha$, [N II], [S II]": (6480.0, 6780.0)}  # rest-frame Å, vacuum
@@ -56,6 +56,11 @@ def _range(y: np.ndarray, low: float, high: float) -> float:
     return float(np.subtract(*np.percentile(y, [high, low]))) if len(y) else 0.0
 
 # %% ../nbs/79_panels.ipynb #3920e464
+def _binned(values: np.ndarray, step: int) -> np.ndarray:
+    "Means of `step` neighbouring pixels."
+    return values[: len(values) // step * step].reshape(-1, step).mean(axis=1)
+
+
 def _sequence(ax: Axes, curves: list[tuple], names: list[str], colors: dict, window: tuple[float, float], tight: bool) -> None:
     "Curves (name, style, wave, flux) in a window, the first name on top; heights from the typical range."
     parts = [(name, style, w[i], f[i]) for name, style, w, f in curves for i in [(w >= window[0]) & (w <= window[1])]]
@@ -63,7 +68,8 @@ def _sequence(ax: Axes, curves: list[tuple], names: list[str], colors: dict, win
     step = (0.8 if tight else 0.5) * float(np.median(ranges)) if ranges else 1.0
     height = {name: step * (len(names) - 1 - i) for i, name in enumerate(names)}
     for name, style, w, f in parts:
-        if np.isfinite(f).any(): ax.plot(w, f + height[name], color=colors[name], lw=0.8, ls=style)
+        block = max(1, len(w) // 1000) if tight else 1  # in a dense zigzag no dash would be seen
+        if np.isfinite(f).any(): ax.plot(_binned(w, block), _binned(f, block) + height[name], color=colors[name], lw=0.8, ls=style)
     if tight:
         seen = [f[np.isfinite(f)] + height[name] for name, _, _, f in parts if np.isfinite(f).any()]
         ax.set_ylim(min(np.percentile(s, 0.2) for s in seen) - 0.2 * step, max(np.percentile(s, 99.5) for s in seen) + 0.3 * step)
@@ -162,29 +168,17 @@ def plot_log_prob(values: Mapping[str, np.ndarray], *, n_bins: int = 80, cut: fl
     return figure
 
 # %% ../nbs/79_panels.ipynb #843e5017
-def pixel_chi2(flux: np.ndarray, model: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "χ² − 1 of each pixel (L,) and its standard error, from flux, model and weight (n, L); weight 0 or NaN: not there."
-    flux, model, weight = (np.asarray(a, dtype=np.float64) for a in (flux, model, weight))
-    use = (weight > 0) & np.isfinite(flux) & np.isfinite(model)
-    terms = np.where(use, weight * (np.where(use, flux, 0) - np.where(use, model, 0)) ** 2, 0)
-    n = use.sum(axis=0)
-    mean = np.divide(terms.sum(axis=0), n, out=np.full(len(n), np.nan), where=n > 1)
-    square = np.where(use, terms - mean, 0) ** 2
-    variance = np.divide(square.sum(axis=0), n - 1, out=np.full(len(n), np.nan), where=n > 1)
-    return mean - 1, np.sqrt(variance / np.maximum(n, 1))
-
-
 @styled
 def plot_pixel_chi2(
     wave: np.ndarray,  # (L,) rest-frame Å
-    excess: np.ndarray,  # (L,) χ² − 1
+    chi2: np.ndarray,  # (L,)
     error: np.ndarray,  # (L,)
     *,
     level: float = 0.5,  # the paper's bound of most of the continuum
     windows: Mapping[str, tuple[float, float]] = WINDOWS,
 ) -> Figure:
     "χ² − 1 of the reconstruction over wavelength with its standard error, and zooms on lines (Pat+22 Fig. 14)."
-    wave, excess, error = (np.asarray(a, dtype=np.float64) for a in (wave, excess, error))
+    wave, excess, error = (np.asarray(a, dtype=np.float64) for a in (wave, np.asarray(chi2) - 1, error))
     known = np.isfinite(excess)
     if not known.any(): raise DataError("nothing to draw: no finite χ²")
     figure, axes = new_figure(2, 1, (8.0, 5.6))
