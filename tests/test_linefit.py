@@ -12,8 +12,8 @@ from spectral_core.core import SpectrumError
 from spectral_core.simulate.mock import mock_survey
 from spectral_core.simulate.templates import stellar_templates
 from spectral_core.spectra.container import Spectra
-from spectral_core.spectra.labels import BPT_LINES, has_broadline, label_galaxies
-from spectral_core.spectra.linefit import broad_rule, fit_lines
+from spectral_core.spectra.labels import BPT_LINES, broad_rule, has_broadline, label_galaxies
+from spectral_core.spectra.linefit import fit_lines
 from spectral_core.spectra.lines import line_wave
 from spectral_core.spectra.starlight import fit_starlight, stellar_basis
 from spectral_core.spectra.surveys import BOSS, DESI, SDSS
@@ -178,12 +178,22 @@ def test_broad_lines_by_the_rule():
     assert broad_rule([0.0], [-1.0], [300.0], [5.0], unfitted=True)
 
 
+def test_a_pedestal_below_narrow_lines_is_a_broad_component():
+    flux = np.full(4, 150.0)
+    spectra, _ = flat(30, seed=6, sn=30.0, flux=flux, z=0.1)
+    wide = painted(np.tile([200.0, 0.0, 600.0, 0.0], (30, 1)), spectra.z, SDSS, sigma=(1500.0, 120.0))
+    plain, both = (fit_lines(s, line_free()) for s in (spectra, spectra.replace(flux=spectra.flux + wide)))
+    assert not plain["broad_component"].any() and both["broad_component"].all()
+    assert abs(np.median(both["flux_broad"]) - 600) < 60 and abs(np.median(both["sigma_broad"]) - 1500) < 300
+    assert abs(np.median(plain["flux_broad"] / plain["err_broad"])) < 2
+
+
 # ---- the mock, whose truth is known
 
 
 @pytest.fixture(scope="module")
 def mock():
-    return mock_survey("sdss", 768, seed=5)
+    return mock_survey("sdss", 512, seed=5)
 
 
 def test_mock_truth_is_found(mock):
@@ -194,7 +204,7 @@ def test_mock_truth_is_found(mock):
         true = np.asarray(mock.table[f"ew_{name}"])
         weak = plain & np.isfinite(lines[f"ew_{name}"]) & (true < 3)
         off = np.asarray(lines[f"ew_{name}"] - true)[weak]
-        assert weak.sum() > 300 and abs(np.median(off)) < 0.25, name
+        assert weak.sum() > 200 and abs(np.median(off)) < 0.25, name
         pull = off / np.asarray(lines[f"ew_err_{name}"])[weak]
         assert 0.6 < 1.4826 * np.median(np.abs(pull - np.median(pull))) < 1.3, name
 
@@ -213,9 +223,17 @@ def test_labels_of_the_mock_from_its_own_spectra(mock):
     lines = fit_lines(mock, stellar_templates())
     narrow = (np.asarray(mock.table["qso_strength"]) <= 0) & ~np.asarray(lines["broad"]) & (mock.sn > 10)
     own, truth = label_galaxies(lines)[0], label_galaxies(truth_lines(mock.table, lines))[0]
-    assert narrow.sum() > 200 and (own == truth)[narrow].mean() > 0.7
+    assert narrow.sum() > 150 and (own == truth)[narrow].mean() > 0.7
     star = narrow & (truth == "star-forming")
     assert (own == truth)[star].mean() > 0.8
+
+
+def test_type_1_nuclei_of_a_mock():
+    many = mock_survey("sdss", 256, seed=9, broad_line=0.5)
+    many = many[(many.z > 0.02) & (many.z < 0.38)]
+    lines, nucleus = fit_lines(many, stellar_templates()), np.asarray(many.table["qso_strength"]) > 0
+    found = np.asarray(lines["broad"] | lines["broad_component"])
+    assert nucleus.sum() > 60 and found[nucleus].mean() > 0.8 and found[~nucleus].mean() < 0.12
 
 
 def test_starlight_model_leaves_noise(mock):
@@ -270,3 +288,12 @@ def test_broadline_subclass_is_the_rule_with_its_slip(bright):
     subclass = has_broadline(pipeline["subclass"])
     assert (np.asarray(pipeline["broad_unfitted"]) == subclass).all() and subclass.sum() == 271
     assert not (np.asarray(pipeline["broad"]) & ~subclass).any() and (~np.asarray(pipeline["broad"]) & subclass).sum() == 64
+
+
+@pytest.mark.real
+def test_real_quasars_are_broad(mirror):
+    "The rule on our single Gaussians finds the quasars whose Hα and Hβ are in reach."
+    quasars = read_sdss(mirror / "sdss_qso_spectra", and_mask="pixel")
+    quasars = quasars[(quasars.z > 0.02) & (quasars.z < 0.36)]
+    broad = has_broadline(quasars.table["subclass"].astype(str))
+    assert broad.sum() > 50 and np.asarray(fit_lines(quasars, stellar_templates())["broad"])[broad].mean() > 0.95

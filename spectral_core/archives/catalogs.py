@@ -16,8 +16,7 @@ from .fits import read_fits
 from .layouts import PIPELINE_LINES, read_spectrum
 from .sdss import plate_mjd_fiber, sdss_id
 from ..core import DataError
-from ..spectra.labels import BPT_LINES
-from ..spectra.linefit import broad_rule
+from ..spectra.labels import BPT_LINES, broad_rule
 
 # %% auto #0
 __all__ = ['read_portsmouth', 'read_mpa_jhu', 'read_resolve_eco_nsa', 'read_desi_line_ews', 'read_pipeline_lines', 'truth_lines',

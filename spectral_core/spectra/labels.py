@@ -12,7 +12,7 @@ from .lines import kauffmann2003, kewley2001, log_ratio
 
 # %% auto #0
 __all__ = ['LABELS', 'BPT_LINES', 'PUBLISHED', 'GAP', 'label_counts', 'bpt_label', 'curve_distance', 'line_sn', 'bpt_measured',
-           'has_broadline', 'label_galaxies', 'confusion', 'curve_label', 'curve_agreement', 'rule_moves']
+           'has_broadline', 'broad_rule', 'label_galaxies', 'confusion', 'curve_label', 'curve_agreement', 'rule_moves']
 
 # %% ../../nbs/15_spectra.labels.ipynb #7ca85bac
 LABELS = ("N/A", "star-forming", "composite", "narrow-line AGN", "broad-line", "retired", "passive")
@@ -68,14 +68,25 @@ def bpt_measured(sn: np.ndarray) -> np.ndarray:
     "True (n,) where the S/N of the four lines (n, 4) allows a BPT class: three above 2 and the fourth above 1 (Pat+22 §3.1)."
     return ((sn > 2).sum(-1) >= 3) & (sn > 1).all(-1)
 
-# %% ../../nbs/15_spectra.labels.ipynb #5fe2b79c
-GAP = ("passive", "star-forming", "unclassified", "N/A")
-_NEEDED = tuple(f"{what}_{line}" for line in BPT_LINES for what in ("flux", "err")) + ("ew_halpha", "ew_err_halpha")
-
-
+# %% ../../nbs/15_spectra.labels.ipynb #876e1b8b
 def has_broadline(subclass: np.ndarray) -> np.ndarray:
     "True (n,) where the SDSS pipeline's subclass contains BROADLINE (a 10σ line whose width is above 200 km/s by 5σ)."
     return np.char.find(np.char.upper(np.asarray(subclass, dtype=str)), "BROADLINE") >= 0
+
+
+def broad_rule(flux: np.ndarray, err: np.ndarray, sigma: np.ndarray, sigma_err: np.ndarray, *, unfitted: bool = False) -> np.ndarray:
+    """SDSS's BROADLINE rule on the last axis (lines): a 10σ flux whose observed width exceeds 200 km/s by 5 of its errors.
+
+    `unfitted`: as the pipeline's code has it, a line that was not fitted (flux 0, error −1) passes the flux test.
+    """
+    flux, err, sigma, sigma_err = (np.asarray(v, float) for v in (flux, err, sigma, sigma_err))
+    with np.errstate(invalid="ignore"):
+        detected = (flux > 10 * err) & (unfitted | (err > 0))
+        return (detected & (sigma_err > 0) & (sigma - 5 * sigma_err > 200)).any(-1)
+
+# %% ../../nbs/15_spectra.labels.ipynb #5fe2b79c
+GAP = ("passive", "star-forming", "unclassified", "N/A")
+_NEEDED = tuple(f"{what}_{line}" for line in BPT_LINES for what in ("flux", "err")) + ("ew_halpha", "ew_err_halpha")
 
 
 def _check(lines: Table, gap: str) -> None:

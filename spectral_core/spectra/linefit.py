@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from astropy.table import Table
 from .container import Spectra
+from .labels import broad_rule
 from .lines import line_wave
 from .starlight import C_KMS, StellarBasis, fit_starlight
 from .surveys import Survey
 
 # %% auto #0
-__all__ = ['broad_rule', 'fit_lines']
+__all__ = ['fit_lines']
 
 # %% ../../nbs/16_spectra.linefit.ipynb #c8c9f4ce
 class _Window(NamedTuple):
@@ -55,17 +56,20 @@ def _project(shapes: np.ndarray, root: np.ndarray, columns: np.ndarray) -> tuple
     return columns - np.matmul(part, weighted), part
 
 
+def _orthonormal(shapes: np.ndarray, root: np.ndarray) -> np.ndarray:
+    "Combinations of shapes (n, q, P) that are orthonormal under the weights root² (n, P)."
+    weighted = shapes * root[:, None]
+    gram = np.matmul(weighted, weighted.transpose(0, 2, 1))
+    ridge = (1e-9 * np.trace(gram, axis1=1, axis2=2) + 1e-30)[:, None, None] * np.eye(gram.shape[1])
+    return np.linalg.solve(np.linalg.cholesky(gram + ridge), shapes)
+
+
 def _nuisance(window: _Window, rest: np.ndarray, root: np.ndarray, absorption: bool) -> np.ndarray:
     "Orthonormal nuisance shapes (n, q, P): a straight line, or a parabola and a broad absorption line."
     x = (rest - 0.5 * (window.low + window.high)) / (0.5 * (window.high - window.low))
     shapes = [np.ones_like(x), x]
     if absorption: shapes += [x**2, np.exp(-0.5 * ((rest - line_wave(window.balmer)) / _ABSORPTION_ANGSTROM) ** 2)]
-    shapes = np.stack(shapes, 1)
-    weighted = shapes * root[:, None]
-    gram = np.matmul(weighted, weighted.transpose(0, 2, 1))
-    ridge = 1e-9 * np.trace(gram, axis1=1, axis2=2) + 1e-30
-    factor = np.linalg.cholesky(gram + ridge[:, None, None] * np.eye(gram.shape[1]))
-    return np.linalg.solve(factor, shapes)
+    return _orthonormal(np.stack(shapes, 1), root)
 
 # %% ../../nbs/16_spectra.linefit.ipynb #81862a49
 def _cut(spectra: Spectra, starlight: tuple[np.ndarray, np.ndarray] | None, window: _Window) -> _Cut:
@@ -92,8 +96,7 @@ def _cut(spectra: Spectra, starlight: tuple[np.ndarray, np.ndarray] | None, wind
 # %% ../../nbs/16_spectra.linefit.ipynb #fe1ae5e2
 def _instrument_variance(survey: Survey, wave: np.ndarray) -> np.ndarray:
     "Variance in (km/s)² by which survey and pixel widen a line at observed `wave` (n, 1)."
-    grid = survey.grid
-    pixel = C_KMS * (np.log(10) * grid.step if grid.kind == "log" else grid.step / wave)
+    pixel = C_KMS * survey.grid.step * (np.log(10) if survey.grid.kind == "log" else 1 / wave)
     return survey.sigma_kms(wave) ** 2 + pixel**2 / 12
 
 
@@ -130,8 +133,7 @@ def _response(a: np.ndarray, b: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _solve(cut: _Cut, a: np.ndarray, b: np.ndarray) -> _Solution:
     "Both fluxes for projected columns a (n, K, P) and b (n, K', P)."
-    tiny = 1e-30
-    aa, bb = ((c * c).sum(-1) + tiny for c in (a, b))
+    aa, bb = ((c * c).sum(-1) + 1e-30 for c in (a, b))
     ay, by = (np.matmul(c, cut.value[..., None])[..., 0] for c in (a, b))
     aa, ay, bb, by = aa[:, :, None], ay[:, :, None], bb[:, None, :], by[:, None, :]
     ab = np.matmul(a, b.transpose(0, 2, 1))
@@ -144,8 +146,7 @@ def _solve(cut: _Cut, a: np.ndarray, b: np.ndarray) -> _Solution:
 # %% ../../nbs/16_spectra.linefit.ipynb #c472beae
 _TYPICAL_KMS, _PRIOR = 120.0, 0.7  # prior of a width: centre, and scatter of its natural logarithm
 _FIRST = np.log(30.0) + 0.32 * np.arange(16)  # 30 to 3600 km/s
-_SECOND = 0.11 * np.arange(-4, 5)
-_SHIFTS = 40.0 * np.arange(-10, 11)  # km/s
+_SECOND, _SHIFTS = 0.11 * np.arange(-4, 5), 40.0 * np.arange(-10, 11)  # around the best width; km/s
 
 
 def _peak(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -172,8 +173,7 @@ def _velocity(cuts: Sequence[_Cut]) -> tuple[np.ndarray, np.ndarray]:
 
 def _widths(cuts: Sequence[_Cut], velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Natural logarithm of the two widths (Balmer, forbidden) in km/s and its error, each (2, n)."
-    n = len(velocity)
-    grids = [np.broadcast_to(_FIRST, (n, len(_FIRST)))] * 2
+    grids = [np.broadcast_to(_FIRST, (len(velocity), len(_FIRST)))] * 2
     for offsets in (_SECOND, None):
         shift = [np.broadcast_to(velocity[:, None], g.shape) for g in grids]
         penalty = [((g - np.log(_TYPICAL_KMS)) / _PRIOR) ** 2 for g in grids]
@@ -213,8 +213,7 @@ def _measure(cut: _Cut, velocity: np.ndarray, log_sigma: np.ndarray, error: np.n
     seen = np.maximum((cut.root > 0).sum(1) - cut.shapes.shape[1] - 2, 1)
     out = {f"chi2_{cut.window.balmer}": ((cut.value - model) ** 2).sum(1) / seen}
     for k, name in enumerate((cut.window.balmer, cut.window.pair[0])):
-        away = np.abs(cut.rest - line_wave(name))
-        side = (away > 12) & (away < 40)
+        side = np.abs(np.abs(cut.rest - line_wave(name)) - 26) < 14  # 12-40 Å away
         beside = (continuum * side).sum(1) / np.maximum(side.sum(1), 1) * cut.stretch[:, 0]
         covered = _covered(cut, name)
         beside = np.where(covered & (beside > 0), beside, np.nan)
@@ -224,15 +223,24 @@ def _measure(cut: _Cut, velocity: np.ndarray, log_sigma: np.ndarray, error: np.n
     return out
 
 # %% ../../nbs/16_spectra.linefit.ipynb #3ab9bf3b
-def broad_rule(flux: np.ndarray, err: np.ndarray, sigma: np.ndarray, sigma_err: np.ndarray, *, unfitted: bool = False) -> np.ndarray:
-    """SDSS's BROADLINE rule on the last axis (lines): a 10σ flux whose observed width exceeds 200 km/s by 5 of its errors.
+_BROAD_KMS, _BROAD_FLOOR = 500 * 1.35 ** np.arange(8.0), 0.5  # km/s, Å
 
-    `unfitted`: as the pipeline's code has it, a line that was not fitted (flux 0, error −1) passes the flux test.
-    """
-    flux, err, sigma, sigma_err = (np.asarray(v, float) for v in (flux, err, sigma, sigma_err))
-    with np.errstate(invalid="ignore"):
-        detected = (flux > 10 * err) & (unfitted | (err > 0))
-        return (detected & (sigma_err > 0) & (sigma - 5 * sigma_err > 200)).any(-1)
+
+def _broad_component(cuts: Sequence[_Cut], velocity: np.ndarray, log_sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Width (n,) in km/s of a broad Balmer component beside the fitted lines, its Hα flux and error."
+    sigma = np.broadcast_to(_BROAD_KMS, (len(velocity), len(_BROAD_KMS)))
+    shift, rows, total = np.broadcast_to(velocity[:, None], sigma.shape), np.arange(len(velocity)), 0
+    for cut in cuts:
+        lines = [_columns(cut, k, np.exp(log_sigma[k])[:, None], velocity[:, None])[0] for k in (0, 1)]
+        lines = _orthonormal(np.concatenate(lines, 1), np.ones_like(cut.root))
+        columns = _columns(cut, 0, sigma, shift)[0]
+        columns = columns - np.matmul(np.matmul(columns, lines.transpose(0, 2, 1)), lines)
+        size = (columns**2).sum(-1) + 1e-30
+        flux = np.matmul(columns, cut.value[..., None])[..., 0] / size
+        doubt = np.matmul(columns, cut.doubt.transpose(0, 2, 1)) / size[..., None]
+        total = total + np.maximum(flux, 0) ** 2 * size
+    best = total.argmax(1)  # the last window is Hα's
+    return _BROAD_KMS[best], flux[rows, best], np.sqrt(1 / size + (doubt**2).sum(-1))[rows, best]
 
 # %% ../../nbs/16_spectra.linefit.ipynb #0d5cb280
 _MEASURED = tuple(name for window in _WINDOWS for name in (window.balmer, window.pair[0]))
@@ -253,6 +261,9 @@ def _fit_rows(spectra: Spectra, basis: StellarBasis | None, ew_floor: float) -> 
     seen = np.sqrt(own**2 + _instrument_variance(spectra.survey, wave * cuts[0].stretch))
     flux, err = (np.stack([out[f"{what}_{name}"] for name in _MEASURED], 1) for what in ("flux", "err"))
     out["broad"] = broad_rule(flux, err, seen, own**2 / seen * np.stack([error[0], error[1]] * 2, 1))
+    out["sigma_broad"], flux, err = _broad_component(cuts, velocity, log_sigma)
+    err = np.hypot(err, _BROAD_FLOOR * out["err_halpha"] / out["ew_err_halpha"])
+    out |= {"flux_broad": np.where(np.isfinite(err), flux, np.nan), "err_broad": err, "broad_component": flux > 10 * err}
     return out
 
 
@@ -275,13 +286,14 @@ def fit_lines(
 
     flux_*, err_* in 1e-17 erg/s/cm² (normalised spectra are scaled back by `table["norm"]`), ew_*, ew_err_* in rest-frame Å, emission positive;
     sigma_balmer, sigma_forbidden, velocity and errors in km/s, instrument removed; chi2_* per pixel of a window; `broad`: BROADLINE rule;
-    NaN with a `reason` where a line is not covered; `measured` where all four are. For `basis` see `stellar_basis`, `stellar_templates`.
+    flux_broad, err_broad, sigma_broad: a broad Hα besides, `broad_component` where it is detected; NaN with a `reason` where a line is not
+    covered; `measured` where all four are. For `basis` see `stellar_basis` and `simulate.templates`.
     """
     if not len(spectra): return fit_lines(Spectra(*np.zeros((2, 1, spectra.survey.grid.n)), [0.0], spectra.survey), basis)[:0]
     rows = [_fit_rows(spectra[start : start + block], basis, ew_floor) for start in range(0, len(spectra), block)]
     table = Table({"id": spectra.id, "z": spectra.z} | {name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
     if "norm" in spectra.table.colnames:
-        for name in _MEASURED:
+        for name in (*_MEASURED, "broad"):
             for what in ("flux", "err"): table[f"{what}_{name}"] *= np.asarray(spectra.table["norm"])
     table["reason"] = _reasons(table, spectra.good)
     table["measured"] = table["reason"] == ""
