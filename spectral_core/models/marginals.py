@@ -33,7 +33,7 @@ class Spline(NamedTuple):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         "Values of the curves at `x` (K, n) and the logarithms of their slopes there."
-        start, width, value, s, d0, d1 = self._cells(torch.searchsorted(self.knot, x))
+        start, width, value, s, d0, d1 = self._cells(torch.searchsorted(self.knot, x.contiguous()))
         t = ((x - start) / width).clamp(0, 1)
         cross = t * (1 - t)
         below = s + (d0 + d1 - 2 * s) * cross
@@ -43,7 +43,7 @@ class Spline(NamedTuple):
 
     def inverse(self, y: Tensor) -> Tensor:
         "Where the curves have the values `y` (K, n): the root of a quadratic (Durkan+19 eqs. 6 to 8)."
-        start, width, value, s, d0, d1 = self._cells(torch.searchsorted(self.value, y))
+        start, width, value, s, d0, d1 = self._cells(torch.searchsorted(self.value, y.contiguous()))
         rise = width * s
         up = torch.minimum((y - value).clamp(min=0), rise)
         bend = (d0 + d1 - 2 * s) * up
