@@ -54,7 +54,7 @@ def fitted(request) -> GIS:
     "A Gaussianisation of the mixture in float64, far from the identity."
     gis = GIS(2, SHORT[request.param]).double()
     gis.fit(Mixture().sample(6000, 0), Mixture().sample(3000, 1), progress=False)
-    assert len(gis) >= 5
+    assert gis.n_layer >= 5
     return gis
 
 
@@ -239,7 +239,7 @@ def test_fit_ends_by_validation_and_keeps_the_best():
     gis = GIS(10, FAST)
     history = gis.fit(x[:600], x[600:], progress=False)
     best = int(history["valid"].argmax())
-    assert 0 < best == len(gis) < FAST.n_iter and len(history["valid"]) == best + FAST.patience + 1
+    assert 0 < best == gis.n_layer < FAST.n_iter and len(history["valid"]) == best + FAST.patience + 1
     assert gis.log_prob(torch.tensor(x[600:])).mean().item() == pytest.approx(history["valid"][best], abs=1e-4)
     assert history["train"][-1] > history["train"][best]  # going on would have followed the noise
 
@@ -255,7 +255,7 @@ def test_same_seed_same_fit_whatever_came_before(preset):
     again, longer, other = GIS(10, config), GIS(10, replace(config, n_iter=6)), GIS(10, replace(config, seed=1))
     for gis in (again, longer, other): gis.fit(x, progress=False)
     for name, tensor in first.state_dict().items(): assert torch.equal(tensor, again.state_dict()[name])
-    assert torch.equal(longer.frames[:4], first.frames) and len(longer) == 6
+    assert torch.equal(longer.frames[:4], first.frames) and longer.n_layer == 6
     assert not torch.equal(other.frames, first.frames)
     assert torch.equal(first.sample(5, seed=2), again.sample(5, seed=2))
 
@@ -266,11 +266,11 @@ def test_saved_and_loaded_is_the_same_bit_by_bit(tmp_path):
     loaded = load_model(save_model(gis, tmp_path / "gis"))
     assert loaded.config == gis.config and loaded.n_features == 10
     x = torch.tensor(target.sample(100, 2)).float()
-    assert len(loaded) == len(gis) > 0 and torch.equal(loaded.log_prob(x), gis.log_prob(x))
+    assert loaded.n_layer == gis.n_layer > 0 and torch.equal(loaded.log_prob(x), gis.log_prob(x))
     assert torch.equal(loaded.sample(9, seed=0), gis.sample(9, seed=0))
     empty = GIS(10)
     gis.load_state_dict(empty.state_dict())
-    assert len(gis) == 0 and torch.equal(gis.log_prob(x), empty.log_prob(x))
+    assert gis.n_layer == 0 and torch.equal(gis.log_prob(x), empty.log_prob(x))
 
 
 def test_tensors_that_do_not_belong_together_are_refused():
@@ -321,6 +321,8 @@ def test_wrong_shapes_and_too_few_points_are_refused(shape, words):
 
 
 def test_bad_validation_rows_are_refused():
+    with pytest.raises(DataError, match="validation data: expected shape"):
+        GIS(3).fit(normal(500, 3), normal(0, 3), progress=False)
     with pytest.raises(DataError, match="validation data: 1 of 200 rows"):
         GIS(3).fit(normal(500, 3), torch.cat([normal(199, 3), torch.full((1, 3), math.nan)]), progress=False)
 

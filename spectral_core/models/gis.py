@@ -62,7 +62,7 @@ FAST = GISConfig(n_iter=300, patience=10, n_slice=32, keep=0.8, keep_tail=0.97, 
 def _rows(x: Any, like: Tensor, what: str) -> Tensor:
     "`x` as a tensor (n, d) like `like` (d,), or the DataError that says what is wrong with it."
     x = torch.as_tensor(x).to(like)
-    if x.ndim != 2 or x.shape[1] != len(like): raise DataError(f"{what}: expected shape (n, {len(like)}), got {tuple(x.shape)}")
+    if x.ndim != 2 or x.shape[1] != len(like) or not len(x): raise DataError(f"{what}: expected shape (n, {len(like)}), got {tuple(x.shape)}")
     bad = (~torch.isfinite(x).all(1)).nonzero().flatten().tolist()
     if bad: raise DataError(f"{what}: {len(bad)} of {len(x)} rows hold NaN or infinity (first: row {bad[0]}); leave them out")
     return x
@@ -91,8 +91,9 @@ class _Layers(nn.Module):
         self.register_buffer("scale", torch.eye(n_features))
         for name in self._stacks: self.register_buffer(name, torch.zeros(0, n_features, 1))
 
-    def __len__(self) -> int:
-        "Number of layers."
+    @property
+    def n_layer(self) -> int:
+        "Number of layers; none before `fit`."
         return len(self.frames)
 
     def _layer(self, i: int) -> tuple[Tensor, Spline]:
@@ -138,7 +139,7 @@ class _Density(_Layers):
     def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         "Data (n, features) to standard-normal noise (n, features) and log |det du/dx| (n,)."
         y, log_det = self._columns(x)
-        for i in range(len(self)):
+        for i in range(self.n_layer):
             y, more = _forward(*self._layer(i), y)
             log_det = log_det + more
         return y.T, log_det
@@ -146,7 +147,7 @@ class _Density(_Layers):
     def from_noise(self, u: Tensor) -> Tensor:
         "The inverse of `to_noise`: noise (n, features) to data."
         y = u.to(self.shift).T
-        for i in reversed(range(len(self))):
+        for i in reversed(range(self.n_layer)):
             frame, curves = self._layer(i)
             along = frame.T @ y
             y = y + frame @ (curves.inverse(along) - along)
