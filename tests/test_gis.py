@@ -211,6 +211,14 @@ def test_noise_of_held_out_points_is_closer_to_normal_than_the_whitened_points(p
     assert wasserstein(bent).sum() < 0.9 * wasserstein(flat).sum()
 
 
+def test_one_feature_is_enough():
+    x = normal(3000, 1).exp()
+    gis, truth = GIS(1, replace(FAST, n_iter=30, keep=0.5)).double(), torch.distributions.LogNormal(0.0, 1.0)
+    history = gis.fit(x[:2000], x[2000:], progress=False)
+    excess = truth.log_prob(x[2000:, 0]) - gis.log_prob(x[2000:])
+    assert -0.03 < excess.mean() < 0.1 < history["valid"].max() - history["valid"][0]
+
+
 def test_rows_do_not_see_each_other_and_far_outliers_stay_finite():
     gis = GIS(2, SHORT["fast"])
     x = Mixture().sample(3000, 0).float()

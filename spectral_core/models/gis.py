@@ -70,11 +70,11 @@ def _rows(x: Any, like: Tensor, what: str) -> Tensor:
 
 def _normal(x: Tensor) -> tuple[Tensor, Tensor]:
     "Mean (d,) and Cholesky factor (d, d) of the covariance of `x` (n, d); DataError where there is no density."
-    mean, covariance = x.double().mean(0), x.double().T.cov()
-    scale = covariance.diagonal().sqrt()
+    mean, scale = x.double().mean(0), x.double().std(0)
     flat = (scale <= 1e-7 * (1 + mean.abs())).nonzero().flatten().tolist()
     if flat: raise DataError(f"feature {flat} is constant over {len(x)} rows and has no density: a collapsed latent?")
-    factor, _ = torch.linalg.cholesky_ex(covariance / scale / scale[:, None])
+    score = (x.double() - mean) / scale
+    factor, _ = torch.linalg.cholesky_ex(score.T @ score / (len(x) - 1))
     tied = (~(factor.diagonal() > 1e-5)).nonzero().flatten().tolist()
     if tied: raise DataError(f"feature {tied[0]} is a linear combination of those before it and has no density of its own; leave it out")
     return mean, scale[:, None] * factor
