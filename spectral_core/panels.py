@@ -19,7 +19,8 @@ from .core import DataError
 from .spectra.lines import line_wave
 
 # %% auto #0
-__all__ = ['WINDOWS', 'MARKS', 'plot_stacks', 'plot_grid', 'plot_log_prob', 'plot_pixel_chi2', 'plot_architecture']
+__all__ = ['WINDOWS', 'MARKS', 'plot_stacks', 'plot_grid', 'plot_log_prob', 'plot_pixel_chi2', 'plot_entropy',
+           'plot_architecture']
 
 # %% ../nbs/79_panels.ipynb #c5506640
 WINDOWS = {r"H$\beta$, [O III]": (4800.0, 5060.0), r"H$\alpha$, [N II], [S II]": (6480.0, 6780.0)}  # rest-frame Å, vacuum
@@ -197,6 +198,22 @@ def plot_pixel_chi2(
     for ax, window in panels[1:]: _mark(ax, window)
     axes[0, 0].set_xlabel("rest wavelength (Å, vacuum)")
     axes[0, 0].legend(loc="upper left", ncols=2)
+    return figure
+
+# %% ../nbs/79_panels.ipynb #1475c5af
+@styled
+def plot_entropy(wave: np.ndarray, entropy: np.ndarray, chi2: np.ndarray) -> Figure:
+    "Entropy of the fluxes in bits and χ² of the reconstruction, both (L,), over `wave` (L,) in rest-frame Å (Pat+22 appendix A)."
+    wave, entropy, chi2 = (np.asarray(a, dtype=np.float64) for a in (wave, entropy, chi2))
+    known = np.isfinite(entropy) & np.isfinite(chi2)
+    if not known.any(): raise DataError("nothing to draw: no pixel has both entropy and χ²")
+    figure, ((upper,), (lower,)) = new_figure(2, 1, (8.0, 4.2), sharex=True)
+    for ax, y, color, name in ((upper, entropy, OTHER, "entropy (bits)"), (lower, chi2, MODEL, r"$\chi^2_\lambda$")):
+        ax.plot(wave, y, color=color, lw=0.8)
+        ax.set_ylabel(name)
+        ax.axvspan(3600, 4100, color=FAINT, alpha=0.35, lw=0)
+    upper.text(3850, 1.0, "Balmer and 4000 Å breaks", transform=upper.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
+    lower.set(xlabel="rest wavelength (Å, vacuum)", xlim=(wave[known].min(), wave[known].max()))
     return figure
 
 # %% ../nbs/79_panels.ipynb #3fae95ac

@@ -111,3 +111,15 @@ def test_entropy_does_not_see_bad_pixels_and_grows_with_scatter():
     assert (np.diff(clean) > 0.9).all() and (np.diff(clean) < 1.1).all()  # a factor of two is one bit
     good[::7] = False
     assert np.allclose(pixel_entropy(np.where(good, flux, np.nan), good), clean, atol=0.02)
+
+
+def test_a_linear_start_is_the_best_that_ten_numbers_can_do_linearly_and_needs_room():
+    torch.manual_seed(0)
+    train, valid = made(800, masked=0.02), made(200, seed=1, masked=0.02)
+    model = DenseAutoencoder(REST, 3, PAEConfig(hidden=(30, 12))).begin(train.to("cpu"))
+    random = DenseAutoencoder(REST, 3, PAEConfig(hidden=(30, 12)))
+    with torch.no_grad(): begun, blind = (float(m(valid.to("cpu"))["loss"]) for m in (model, random))
+    assert 0.9 < begun < 1.5 and blind > 50  # three numbers, a mean and two components, describe the sample
+    latents = model.encode(*made(20, masked=0).to("cpu"))
+    with pytest.raises(ConfigError, match="hidden layers of 6 units"): DenseAutoencoder(REST, 3, PAEConfig(hidden=(30, 5))).begin(train.to("cpu"))
+    assert latents.shape == (20, 3) and torch.isfinite(latents).all()

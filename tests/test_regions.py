@@ -167,9 +167,9 @@ def test_the_branch_is_walked_from_its_purest_end(galaxies):
     assert counts["region"].tolist() == list("ABCDEF")
     height = [r.vertices[:, 1].mean() for r in found[:5]]
     assert height == sorted(height, reverse=True) and found[0].vertices[:, 1].max() > 7
-    assert (counts["broad-line"][:4] == counts["n"][:4]).all() and counts["passive"][5] > counts["broad-line"][5] >= 10
+    assert (counts["broad-line"][:4] == counts["n"][:4]).all() and counts["passive"][5] > counts["broad-line"][5] >= 8
     broad = labels == "broad-line"
-    assert 0.65 < np.mean(region_of(found, xy[broad]) != "") < 0.9
+    assert 0.45 < np.mean(region_of(found, xy[broad]) != "") < 0.75  # the compact half of each group
 
 
 @pytest.mark.parametrize("missing", ["star-forming", "narrow-line AGN", "quiescent"])

@@ -224,7 +224,7 @@ def branch_polygons(
     *,
     names: Sequence[str] = "ABCDEF",
     quiescent_share: float = 0.5,  # of the neighbours of an object of the last polygon
-    keep: float = 0.67,  # of each group inside its hull
+    keep: float = 0.5,  # of each group inside its hull
     k: int = 15,
     min_objects: int = 5,  # per polygon
 ) -> list[Region]:

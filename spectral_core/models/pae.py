@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Config, ConfigError
+from .pca import coefficients, weighted_components
 from ..spectra.container import Batch
 from ..spectra.surveys import Survey, get_survey
 from ..spectra.wavelength import Grid
@@ -50,6 +52,34 @@ def _dense(widths: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+@torch.no_grad()
+def _linear_solution(batch: Batch, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    "Mean (m,) and k − 1 components (k − 1, m) of spectra of unit mean flux, and the map (m, k) from pixels to their coefficients."
+    flux, weight, _ = batch
+    good = weight > 0
+    level = (torch.where(good, flux, 0).sum(1) / good.sum(1).clamp(min=1)).clamp(min=1e-6)[:, None]
+    flux, weight = torch.where(good, flux / level, 0), weight * level.square()
+    mean, components = weighted_components(flux, weight, k - 1)
+    target = torch.cat([torch.ones_like(level), coefficients(flux, weight, mean, components)], 1).double()
+    normal = flux.double().T @ flux.double()
+    normal.diagonal().add_(0.01 * normal.diagonal().mean())  # masked pixels are zeros here: the map learns to live with gaps
+    return mean, components, torch.linalg.solve(normal, flux.double().T @ target).float()
+
+
+@torch.no_grad()
+def _write_linear(layers: nn.Sequential, first: Tensor, last: Tensor) -> None:
+    "Let the layers compute x → last · first · x: x passes a ReLU as the pair of x and −x. The other units stay as they are, unheard at first."
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    k = len(first)
+    if min(layer.out_features for layer in linear[:-1]) < 2 * k:
+        raise ConfigError(f"a linear start of {k} latents needs hidden layers of {2 * k} units, not {[n.out_features for n in linear[:-1]]}")
+    for i, layer in enumerate(linear):
+        part = first if i == 0 else torch.eye(k, 2 * k, device=first.device) - torch.eye(2 * k, device=first.device)[k:]
+        part = last @ part if layer is linear[-1] else torch.cat([part, -part])
+        layer.weight[: len(part)], layer.bias[: len(part)] = 0, 0
+        layer.weight[: len(part), : part.shape[1]] = part
+
+
 class DenseAutoencoder(nn.Module):
     "Fully connected encoder and decoder for spectra on one rest-frame grid (Pat+22 §3.2, Fig. 8)."
 
@@ -63,6 +93,14 @@ class DenseAutoencoder(nn.Module):
     def rest(self) -> Grid:
         "The grid of the spectra, which is at rest."
         return self.survey.grid
+
+    def begin(self, batch: Batch) -> Self:
+        "Start as the best linear autoencoder of `batch` instead of at random; the network learns on from there. Returns itself."
+        mean, components, encoder = _linear_solution(batch, self.n_latent)
+        one = torch.eye(self.n_latent, device=encoder.device)
+        _write_linear(self.encoder, encoder.T, one)
+        _write_linear(self.decoder, one, torch.cat([mean[None], components]).T)
+        return self
 
     def encode(self, flux: Tensor, weight: Tensor, z: Tensor | None = None) -> Tensor:
         "Latents (n, S) of flux (n, m); pixels without weight enter as exactly 0. No redshift is needed."
