@@ -35,7 +35,6 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import cross_val_predict
 
 import spectral_core as sc
-from spectral_core import charts, plots
 from spectral_core.analysis.blends import find_blends, mean_templates
 from spectral_core.analysis.detection import auc, recall_at_budget, roc_curve
 from spectral_core.analysis.embedding import box_around, estimate_from_neighbours, umap_embedding
@@ -44,6 +43,10 @@ from spectral_core.analysis.outliers import TailCalibration, joint_tail, rank_ou
 from spectral_core.analysis.realism import density_rank, fit_components, matched_classifier, rest_components
 from spectral_core.archives.sets import find_sets, read_sets
 from spectral_core.core import ConfigError, generator
+from spectral_core.figures.detection import plot_label_counts, plot_recall, plot_roc, plot_second_redshift
+from spectral_core.figures.latents import plot_embedding, plot_invariance, plot_latent_distances, plot_latents
+from spectral_core.figures.spectra import plot_augments, plot_chi2, plot_instruments, plot_outliers, plot_spectrum
+from spectral_core.figures.training import plot_training
 from spectral_core.models.autoencoder import COMPACT, PAPER, augment
 from spectral_core.models.similarity import fidelity_loss
 from spectral_core.results import ChapterRun
@@ -88,7 +91,7 @@ mock.summary()
 
 # %%
 bright = test_set[np.argsort(-test_set.sn)[[5, 40]]]
-run.figure(plots.plot_spectrum(bright), "spectra", "Two mock galaxies as a network sees them: normalised, sky lines masked.", mock=True)
+run.figure(plot_spectrum(bright), "spectra", "Two mock galaxies as a network sees them: normalised, sky lines masked.", mock=True)
 
 # %% [markdown]
 # ## Three training objectives
@@ -145,7 +148,7 @@ for k, (name, steps) in enumerate(stages.items()):
 model = trained[EVERYTHING]
 
 # %%
-run.figure(charts.plot_training(histories["L_fid + L_sim + L_c"]), "training", "Losses over the epochs, all three losses: training and "
+run.figure(plot_training(histories["L_fid + L_sim + L_c"]), "training", "Losses over the epochs, all three losses: training and "
            "validation.", mock=True)
 
 # %% [markdown]
@@ -196,7 +199,7 @@ run.claim("consistency_loss", table["consistency"][2])
 # %%
 pairs = random_pairs(len(test_set), 4 * len(test_set), seed)
 distances = {n: (latent_distance(original[n], augmented[n]), latent_distance(*original[n][pairs.T])) for n in trained}
-run.figure(charts.plot_latent_distances(distances), "figure2", "Figure 2: latent distances to the augment (red) and between random spectra (blue), "
+run.figure(plot_latent_distances(distances), "figure2", "Figure 2: latent distances to the augment (red) and between random spectra (blue), "
            "for the three objectives.", mock=True)
 
 # %% [markdown]
@@ -242,7 +245,7 @@ seen_again
 # %%
 delta_z = np.abs(np.subtract.outer(Z_AGAIN, test_set.z)).ravel()
 apart = {name: (delta_z, latent_distance(original[name], views[name]).ravel()) for name in trained}
-run.figure(charts.plot_invariance(apart, {name: r.rand for name, r in by_reobservation.items()}, n_bins=5), "reobservation",
+run.figure(plot_invariance(apart, {name: r.rand for name, r in by_reobservation.items()}, n_bins=5), "reobservation",
            "Latent distance between two observations of the same galaxy at redshifts Δz apart.", mock=True)
 
 # %% [markdown]
@@ -342,7 +345,7 @@ votes = cross_val_predict(HistGradientBoostingClassifier(max_iter=60, random_sta
                           method="predict_proba")[:, 1]
 told_apart = auc(votes[labels == 1], votes[labels == 0], seed=seed)
 run.claim("flow_samples", told_apart.value, (told_apart.low, told_apart.high))
-run.figure(charts.plot_latents(latents["test"], samples), "figure5", "Figure 5: latents of the test set (black) and samples of the flow (blue).",
+run.figure(plot_latents(latents["test"], samples), "figure5", "Figure 5: latents of the test set (black) and samples of the flow (blue).",
            mock=True)
 
 # %% [markdown]
@@ -354,7 +357,7 @@ made = torch.as_tensor(samples[:3], dtype=torch.float32)
 z_made = torch.full((3,), 0.1, dtype=torch.float64)
 with torch.no_grad():
     seen_by = {s.name.upper(): (s.grid.wave, model.cpu().reconstruct(made, z_made, s).numpy()) for s in (sc.SDSS, sc.DESI)}
-run.figure(charts.plot_instruments(seen_by), "samples", "Three samples of the flow, decoded and placed at z = 0.1, as SDSS and DESI would see them.",
+run.figure(plot_instruments(seen_by), "samples", "Three samples of the flow, decoded and placed at z = 0.1, as SDSS and DESI would see them.",
            mock=True)
 
 # %% [markdown]
@@ -396,7 +399,7 @@ seen = {name: auc(part["planted"][visible], part["ordinary"][reference.good], se
 run.metric("planted_auc_visible", {name: {k: float(getattr(a, k)) for k in ("value", "low", "high")} for name, a in seen.items()} |
            {"n": int(visible.sum())})
 run.metric("planted_recall", {row["group"]: {k: float(row[k]) for k in recall.colnames[1:]} for row in recall})
-run.figure(charts.plot_recall(recall), "recall", "Recall of planted outliers at 1 % false positives, group by group; bars are 68 % intervals.",
+run.figure(plot_recall(recall), "recall", "Recall of planted outliers at 1 % false positives, group by group; bars are 68 % intervals.",
            mock=True)
 {name: round(a.value, 3) for name, a in seen.items()}
 
@@ -425,7 +428,7 @@ if profile != "smoke":
     middle = embedding[np.nanargmin(np.linalg.norm(embedding - np.nanmedian(embedding, axis=0), axis=1))]  # a galaxy, not a hole
     box = box_around(embedding, middle, max(len(embedding) // 20, 20))
     colours = {"z": train_set.z} | dict(zip(["log M* [M☉]", "log sSFR [1/yr]", "A_V [mag]"], properties(train_set).T))
-    run.figure(charts.plot_embedding(embedding, colours, box=box), "figure4", "Figure 4: UMAP of the latents, coloured by redshift, stellar mass, "
+    run.figure(plot_embedding(embedding, colours, box=box), "figure4", "Figure 4: UMAP of the latents, coloured by redshift, stellar mass, "
                "specific star formation rate and dust; below, what the box holds.", mock=True)
 
 # %% [markdown]
@@ -437,7 +440,7 @@ z_new = np.array([0.1, 0.2, 0.3, 0.45])
 far = [sc.preprocess(sc.reobserve(one, z=float(z), sn=one.sn, seed=seed)) for z in z_new]
 stack = np.concatenate([sc.encode(model, s) for s in (one, *far)])
 rest = sc.rest_spectrum(model, stack)
-run.figure(plots.plot_augments(one, model.rest.wave, rest, np.r_[one.z, z_new]), "figure3", "Figure 3: a galaxy, its reconstruction, and "
+run.figure(plot_augments(one, model.rest.wave, rest, np.r_[one.z, z_new]), "figure3", "Figure 3: a galaxy, its reconstruction, and "
            "the rest spectra decoded after it was observed again at four other redshifts.", mock=True)
 
 # %% [markdown]
@@ -463,10 +466,10 @@ ranked[:10]
 
 # %%
 top = ranked[ranked["list"] == "ranked"][:6]
-run.figure(plots.plot_outliers(ranked_set[top["row"]], top, sc.reconstruct(model, ranked_set[top["row"]])), "figure6",
+run.figure(plot_outliers(ranked_set[top["row"]], top, sc.reconstruct(model, ranked_set[top["row"]])), "figure6",
            "Figure 6: the least probable spectra with good reconstruction (black) and the model (red).")
 labels = np.asarray(ranked["kind"], str)[ranked["list"] == "ranked"][:100]
-run.figure(charts.plot_label_counts(labels), "figure7", "Figure 7: what stands in the top 100 of the ranking.")
+run.figure(plot_label_counts(labels), "figure7", "Figure 7: what stands in the top 100 of the ranking.")
 if source == "mock": run.claim("blend_share", float(np.mean([label.startswith("blend") for label in labels])))
 
 # %% [markdown]
@@ -488,7 +491,7 @@ if source == "mock":
     right = np.abs(np.asarray(blends["z2"]) - truth) < 0.003 * (1 + truth)
     sure = np.asarray(blends["significance"]) > 2
     run.metric("blends", {"n": len(blends), "found": int(sure.sum()), "right_redshift_of_found": float(right[sure].mean()) if sure.any() else None})
-    run.figure(charts.plot_second_redshift(truth, np.asarray(blends["z2"]), np.asarray(blends["significance"])), "blends",
+    run.figure(plot_second_redshift(truth, np.asarray(blends["z2"]), np.asarray(blends["significance"])), "blends",
                "Redshift of the second galaxy in planted blends: what the residual search finds against the truth.", mock=True)
 else:
     top = ranked[ranked["list"] == "ranked"][:30]
@@ -509,7 +512,7 @@ if source == "mock" and profile != "smoke":
     rebuilt, real_log_prob = sc.reconstruct(model, two), sc.log_prob(flow, sc.encode(model, two))
     run.metric("ppxf_galaxies", {"neg_log_prob": -real_log_prob, "tail_probability": tail.probability(two, real_log_prob),
                                  "chi2_valid": np.asarray(sc.chi2(model, two)["chi2_valid"])})
-    run.figure(plots.plot_spectrum(two, rebuilt, titles=[str(f) for f in two.table["file"]]), "real", "Two real SDSS galaxies and their "
+    run.figure(plot_spectrum(two, rebuilt, titles=[str(f) for f in two.table["file"]]), "real", "Two real SDSS galaxies and their "
                "reconstructions by a model that has seen only mock galaxies.", mock=False)
 
 # %% [markdown]
@@ -581,10 +584,10 @@ if source == "sdss":
 # %%
 if source == "sdss" and ordinary.any():
     rebuilt = sc.reconstruct(model, real[ordinary])
-    run.figure(plots.plot_chi2(real[ordinary], rebuilt, np.asarray(chi2["chi2_valid"])[ordinary]), "chi2", "χ² per valid pixel of the real "
+    run.figure(plot_chi2(real[ordinary], rebuilt, np.asarray(chi2["chi2_valid"])[ordinary]), "chi2", "χ² per valid pixel of the real "
                "galaxies over S/N, and their mean residual in the rest and in the observed frame.", mock=False)
     curves = {what: roc_curve(np.where(np.isfinite(caught[0][rows]), caught[0][rows], 1e6), scores[0][ordinary]) for what, rows in strange.items() if rows.any()}
-    if curves: run.figure(charts.plot_roc(curves), "roc", "Real quasars and sky fibres against real galaxies (first seed).", mock=False)
+    if curves: run.figure(plot_roc(curves), "roc", "Real quasars and sky fibres against real galaxies (first seed).", mock=False)
 
 # %% [markdown]
 # Real galaxies that SDSS observed twice move in latent space by their errors: those of the pixels, and what the pixels of an observation share, the flux

@@ -34,13 +34,13 @@ _HOME = {
     "pretrained": ["load", "load_model", "save_model"],
     "analysis.embedding": ["fit_umap"],
     "analysis.outliers": ["TailCalibration", "rank_outliers"],
-    "plots": ["plot_outliers", "plot_spectrum"],
+    "figures.spectra": ["plot_outliers", "plot_spectrum"],
     "scoring": ["score"],
     "chapters": ["run_chapter"],
 }
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
-    submodules=["archives", "models", "simulate", "spectra", "analysis"],
+    submodules=["archives", "models", "simulate", "spectra", "analysis", "figures"],
     submod_attrs=_HOME,
 )

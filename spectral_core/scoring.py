@@ -57,7 +57,7 @@ def _models(model: str | tuple) -> tuple[RedshiftAutoencoder, Flow, TailCalibrat
 
 def _draw(ranked: Table, spectra: Spectra, model: RedshiftAutoencoder, n: int, stem: Path) -> list[Path]:
     "Pictures of the `n` most unusual spectra with their reconstructions, ten to a page: `<stem>_1.png`, ..."
-    from spectral_core.plots import plot_outliers
+    from spectral_core.figures.spectra import plot_outliers
 
     top, pages = ranked[(ranked["rank"] > 0) & (ranked["rank"] <= n)], []
     for start in range(0, len(top), 10):

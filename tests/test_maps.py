@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from spectral_core import maps, panels
 from spectral_core.core import DataError
+from spectral_core.figures import maps, panels
 from spectral_core.spectra.labels import LABELS as LABELS_OF_PAPER
 
 NAMES = list(maps.LABEL_COLORS)

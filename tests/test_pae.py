@@ -121,5 +121,6 @@ def test_a_linear_start_is_the_best_that_ten_numbers_can_do_linearly_and_needs_r
     with torch.no_grad(): begun, blind = (float(m(valid.to("cpu"))["loss"]) for m in (model, random))
     assert 0.9 < begun < 1.5 and blind > 50  # three numbers, a mean and two components, describe the sample
     latents = model.encode(*made(20, masked=0).to("cpu"))
-    with pytest.raises(ConfigError, match="hidden layers of 6 units"): DenseAutoencoder(REST, 3, PAEConfig(hidden=(30, 5))).begin(train.to("cpu"))
+    narrow = DenseAutoencoder(REST, 3, PAEConfig(hidden=(30, 5)))
+    with pytest.raises(ConfigError, match="hidden layers of 6 units"): narrow.begin(train.to("cpu"))
     assert latents.shape == (20, 3) and torch.isfinite(latents).all()

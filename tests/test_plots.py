@@ -7,19 +7,11 @@ from matplotlib import rcParams
 
 from spectral_core.analysis.detection import recall_at_budget, roc_curve
 from spectral_core.analysis.outliers import rank_outliers
-from spectral_core.charts import (
-    plot_embedding,
-    plot_estimates,
-    plot_invariance,
-    plot_label_counts,
-    plot_latent_distances,
-    plot_latents,
-    plot_recall,
-    plot_roc,
-    plot_training,
-)
 from spectral_core.core import DataError, SpectrumError
-from spectral_core.plots import mean_residual, plot_augments, plot_chi2, plot_outliers, plot_spectrum
+from spectral_core.figures.detection import plot_label_counts, plot_recall, plot_roc
+from spectral_core.figures.latents import plot_embedding, plot_estimates, plot_invariance, plot_latent_distances, plot_latents
+from spectral_core.figures.spectra import mean_residual, plot_augments, plot_chi2, plot_outliers, plot_spectrum
+from spectral_core.figures.training import plot_training
 from spectral_core.spectra.container import Spectra
 
 rng = np.random.default_rng(0)

@@ -128,14 +128,14 @@ class _Walk:
 
 
 def _known_map(positions: np.ndarray, labels: Sequence[str], wanted: Mapping[str, Sequence[str]], least: int) -> tuple:
-    "Finite positions (m, 2) with a class, and their labels; DataError where a wanted group has fewer than `least`."
+    "Finite positions (m, 2) with a class, their labels, and which they are (n,); DataError where a wanted group has fewer than `least`."
     positions, labels = np.asarray(positions, dtype=np.float64), np.asarray(labels, dtype=str)
     if positions.shape != (len(labels), 2): raise DataError(f"{len(labels)} labels for positions of shape {positions.shape}")
     known = np.isfinite(positions).all(axis=1) & (labels != "N/A")
     for name, members in wanted.items():
         n = np.isin(labels[known], list(members)).sum()
         if n < least: raise DataError(f"{n} {name} objects in the map are too few for its regions, which need {least}")
-    return positions[known], labels[known]
+    return positions[known], labels[known], known
 
 # %% ../../nbs/64_analysis.regions.ipynb #f4cba5e8
 QUIESCENCE = {"star-forming": 0.0, "composite": 0.5, "narrow-line AGN": 0.5, "retired": 1.0, "passive": 1.0}
@@ -180,7 +180,7 @@ def sequence_boxes(
     "Boxes from passive to star-forming galaxies, with and without narrow-line AGN on the way (Pat+22 §5.2, Fig. 4)."
     groups = {"star-forming": ["star-forming"], "narrow-line AGN": ["narrow-line AGN"], "quiescent": ["retired", "passive"]}
     labels = np.asarray(labels, dtype=str)
-    positions, labels = _known_map(positions, np.where(np.isin(labels, list(QUIESCENCE)), labels, "N/A"), groups, min_class)
+    positions, labels, _ = _known_map(positions, np.where(np.isin(labels, list(QUIESCENCE)), labels, "N/A"), groups, min_class)
     walk = _Walk(positions, k)
     quiescence = walk.around(walk.around(np.array([QUIESCENCE[str(l)] for l in labels])))
     active = walk.around((labels == "narrow-line AGN").astype(float))
@@ -222,6 +222,7 @@ def branch_polygons(
     positions: np.ndarray,  # (n, 2)
     labels: Sequence[str],  # (n,)
     *,
+    strength: np.ndarray | None = None,  # (n,) how broad-lined an object is; None: as pure as its neighbours are
     names: Sequence[str] = "ABCDEF",
     quiescent_share: float = 0.5,  # of the neighbours of an object of the last polygon
     keep: float = 0.5,  # of each group inside its hull
@@ -230,7 +231,7 @@ def branch_polygons(
 ) -> list[Region]:
     "Polygons along the broad-line branch, its purest end first, broad lines in quiescent galaxies last (Pat+22 §5.3)."
     groups = {"broad-line": ["broad-line"], "quiescent": ["retired", "passive"]}
-    positions, labels = _known_map(positions, labels, groups, min_objects * len(names))
+    positions, labels, known = _known_map(positions, labels, groups, min_objects * len(names))
     walk = _Walk(positions, k)
     broad, quiescent = labels == "broad-line", np.isin(labels, groups["quiescent"])
     last = broad & (walk.around(quiescent.astype(float)) >= quiescent_share)
@@ -239,7 +240,7 @@ def branch_polygons(
         if len(rows) < least * min_objects:
             raise DataError(f"{len(rows)} broad-line objects are too few for {name}, which need {least * min_objects}: "
                             f"{last.sum()} have a share of {quiescent_share:g} quiescent neighbours; change it")  # fmt: skip
-    purity = walk.around(broad.astype(float))[rest]
+    purity = walk.around(broad.astype(float) if strength is None else np.asarray(strength, float)[known])[rest]
     pure = rest[purity >= np.quantile(purity, 0.8)]
     start = pure[walk.search(np.flatnonzero(quiescent))[0][pure].argmax()]
     order = rest[np.argsort(walk.search(start)[0][rest], kind="stable")]
