@@ -4,12 +4,12 @@
 # > Pat, Juneau, Böhm, Pucha, Kim, Bolton, Lepart, Green & Myers (2022), *Reconstructing and Classifying SDSS DR16 Galaxy Spectra with Machine-Learning
 # > and Dimensionality Reduction Algorithms*.
 #
-# Spectra at rest, a thousand pixels each, are compressed to ten numbers by a plain dense network, and a density is put over the ten numbers. A map in two
-# dimensions (UMAP) shows them at a glance. Nobody told the network about emission lines, and yet the classes that astronomers read from four of
-# those lines fall into different places of the map. How well, this chapter measures with scores and not by eye.
+# Spectra at rest, a thousand pixels each, are compressed to ten numbers by a plain dense network, and a density is put over the ten numbers. A map
+# in two dimensions (UMAP) shows them at a glance. Nobody told the network about emission lines, and yet the classes that astronomers read from four
+# of those lines fall into different places of the map. How well, this chapter measures with scores and not by eye.
 #
-# The default data are the **mock survey** of chapter 1, seen by a simulated SDSS. Its lines are measured from the spectra, as a survey would do it, and the truth stands beside
-# them. With `source="sdss"` real spectra and real line catalogues go through the same steps.
+# The default data are the **mock survey** of chapter 1, seen by a simulated SDSS. Its lines are measured from the spectra, as a survey would do it,
+# and the truth stands beside them. With `source="sdss"` real spectra and real line catalogues go through the same steps.
 #
 # It takes about four minutes on one core at profile `demo`, and seconds at `smoke`.
 
@@ -57,8 +57,8 @@ from spectral_core.spectra.stacking import StackSums, quasar_composite, stack_tr
 # %% [markdown]
 # ## Sizes
 #
-# What depends on the profile stands in one table. The paper's own column has its 279 284 spectra (400 000 before the cuts), 200 epochs of batches of 32, and 200
-# iterations of the published density; its UMAP runs on the whole training set.
+# What depends on the profile stands in one table. The paper's own column has its 279 284 spectra (400 000 before the cuts), 200 epochs of batches
+# of 32, and 200 iterations of the published density; its UMAP runs on the whole training set.
 
 # %%
 SIZES = {
@@ -75,21 +75,24 @@ models = run.out / "models"
 # %% [markdown]
 # ## The sample
 #
-# Section 2 of the paper, with the four steps that only its code has: at most 40 % masked bins, λL_λ instead of flux (so that luminosity is one of the
-# latents), division by one global mean, and pixel errors of at least 2 % (a S/N cap of 50). "S/N > 50" means the whole spectrum and removes almost nothing. Every cut
-# has its count.
+# Section 2 of the paper, with the four steps that only its code has: at most 40 % masked bins, λL_λ instead of flux (so that luminosity is one of
+# the latents), division by one global mean, and pixel errors of at least 2 % (a S/N cap of 50). "S/N > 50" means the whole spectrum and removes
+# almost nothing. Every cut has its count.
 #
-# The mock comes in blocks, so that the survey of the paper's size never lies in memory at once. Lines are measured on the observed spectra, starlight fitted below them. The survey
-# aimed at quasars too, which the mock's galaxies do not contain: 3 % of the massive ones get a type-1 nucleus here, the share of broad lines in the paper's sample.
+# The mock comes in blocks, so that the survey of the paper's size never lies in memory at once. Lines are measured on the observed spectra,
+# starlight fitted below them. The survey aimed at quasars too, which the mock's galaxies do not contain: 3 % of the massive ones get a type-1
+# nucleus here, the share of broad lines in the paper's sample.
 
 
 # %%
+TYPE_1 = 0.03
+
+
 def mock():
     "The mock survey, block by block; the same rows come back each time."
     return mock_blocks("sdss", size["n_mock"], seed, broad_line=TYPE_1)
 
 
-TYPE_1 = 0.03
 kept = list(mock()) if profile != "paper" else None
 
 
@@ -125,9 +128,9 @@ run.figure(maps.plot_redshifts({name: np.asarray(part.table["z"]) for name, part
 # %% [markdown]
 # ## Labels
 #
-# Broad lines first (the pipeline's rule: a 10σ line wider than 200 km/s at 5σ), then the BPT plane where three of its four lines have S/N > 2 and the fourth S/N > 1, then
-# the equivalent width of Hα: retired between 0.5 and 3 Å, passive otherwise. The text leaves a gap, lines of 3 Å and more whose BPT S/N fails; they are called passive as published,
-# and counted. The labels only colour; no model sees them.
+# Broad lines first (the pipeline's rule: a 10σ line wider than 200 km/s at 5σ), then the BPT plane where three of its four lines have S/N > 2 and
+# the fourth S/N > 1, then the equivalent width of Hα: retired between 0.5 and 3 Å, passive otherwise. The text leaves a gap, lines of 3 Å and more
+# whose BPT S/N fails; they are called passive as published, and counted. The labels only colour; no model sees them.
 
 # %%
 def has_broad(lines):
@@ -169,9 +172,10 @@ run.figure(maps.plot_planes({"mock": plane(lines, labels)}), "figure2", "Figure 
 # %% [markdown]
 # ## The autoencoder
 #
-# Layers of 1000, 800, 590 and 10 units, and back. The loss is the χ² per valid pixel; a masked bin enters the network as zero and counts for nothing. Profile `paper` trains as published, from
-# random weights over 200 epochs, with a learning rate of 0.001 that falls by 1 % an epoch. That is more than a million steps. The demo takes 3500, so it begins at the
-# best *linear* autoencoder of its training set, written into the same layers, and learns on from there in small steps.
+# Layers of 1000, 800, 590 and 10 units, and back. The loss is the χ² per valid pixel; a masked bin enters the network as zero and counts for
+# nothing. Profile `paper` trains as published, from random weights over 200 epochs, with a learning rate of 0.001 that falls by 1 % an epoch. That
+# is more than a million steps. The demo takes 3500, so it begins at the best *linear* autoencoder of its training set, written into the same
+# layers, and learns on from there in small steps.
 
 # %%
 run.figure(panels.plot_architecture(), "figure8", "Figure 8: the layers.", mock=False)
@@ -197,8 +201,8 @@ run.metric("chi2_with_variance_up_by_7.5_percent", wider)
 # %% [markdown]
 # ## Where the reconstruction fails (appendix A)
 #
-# χ² − 1 over wavelength. The paper finds it below 0.5 over most of the continuum, larger at both ends, and largest at Hα and [N II]. The entropy of the fluxes (Ferreras
-# et al. 2022) says where galaxies differ; it peaks at the breaks too, and there the reconstruction is good.
+# χ² − 1 over wavelength. The paper finds it below 0.5 over most of the continuum, larger at both ends, and largest at Hα and [N II]. The entropy of
+# the fluxes (Ferreras et al. 2022) says where galaxies differ; it peaks at the breaks too, and there the reconstruction is good.
 
 # %%
 wave = PAT2022.grid.wave
@@ -218,21 +222,28 @@ breaks, halpha = (wave > 3600) & (wave < 4100), (wave > 6530) & (wave < 6600)
 run.claim("breaks_hold_information", float(np.nanmedian(entropy[breaks]) / np.nanmedian(entropy[(wave > 5000) & (wave < 6000)])))
 run.claim("breaks_are_reconstructed", float(np.nanmedian(excess.chi2[breaks]) / np.nanmedian(excess.chi2[halpha])))
 run.claim("entropy_is_not_chi2", float(spearmanr(entropy, excess.chi2, nan_policy="omit")[0]))
-run.figure(panels.plot_entropy(wave, entropy, excess.chi2), "entropy", "Entropy of the normalised fluxes and χ² of the reconstruction over wavelength.", mock=True)
+run.figure(panels.plot_entropy(wave, entropy, excess.chi2), "entropy", "Entropy of the normalised fluxes and χ² of the reconstruction over wavelength.",
+           mock=True)
 
 # %% [markdown]
 # ## Ten numbers (Figure 10)
+#
+# The paper trims 0.01 % of its 209 462 galaxies, 21 at each end of every latent; the same number is trimmed here.
 
 # %%
-run.figure(maps.plot_latent_corner(latents[part_of["train"]], labels[part_of["train"]]), "figure10", "Figure 10: the ten latents, coloured by label, the outermost "
-           "0.01 % trimmed.", mock=True)
+in_train = part_of["train"]
+trim = 100 * 21 / len(in_train)
+run.figure(maps.plot_latent_corner(latents[in_train], labels[in_train], trim=min(trim, 5)), "figure10",
+           "Figure 10: the ten latents, coloured by label, 21 galaxies trimmed at each end.",
+           mock=True)
 
 # %% [markdown]
 # ## Two maps (Figure 3)
 #
-# UMAP of the thousand pixels and of the ten latents, with the paper's settings (15 neighbours, minimal distance 0.1, Euclidean). Four scores replace the eye: how many of an object's
-# 15 neighbours in the map share its label (*purity*), how many of them are neighbours in the data (*trustworthiness*), how far two seeds agree, and how much of the map
-# is ordered by redshift, which in the pixels enters by the bins that are masked.
+# UMAP of the thousand pixels and of the ten latents, with the paper's settings (15 neighbours, minimal distance 0.1, Euclidean). Four scores
+# replace the eye: how many of an object's 15 neighbours in the map share its label (*purity*), how many of them are neighbours in the data
+# (*trustworthiness*), how far two seeds agree, and how much of the map is ordered by redshift, which in the pixels enters by the bins that are
+# masked.
 
 # %%
 chosen = part_of["train"][: size["n_map"]]
@@ -250,7 +261,8 @@ z_map = np.asarray(sample.table["z"])[chosen]
 quiet = np.isin(names, ["passive", "retired"])
 scores = {name: {"purity": purity[name].value, "purity_error": purity[name].error, "purity_balanced": purity[name].balanced, "chance": purity[name].chance,
                  "purity_in_data": in_data[name].value, "trustworthiness": trustworthiness(x, first[name], seed=seed),
-                 "redshift_order": neighbour_correlation(first[name], z_map), "redshift_order_of_quiet": neighbour_correlation(first[name][quiet], z_map[quiet])}
+                 "redshift_order": neighbour_correlation(first[name], z_map), "redshift_order_of_quiet": neighbour_correlation(first[name][quiet],
+                     z_map[quiet])}
           for name, x in inputs.items()}
 run.metric("map_scores", scores)
 run.metric("purity_gain", gain._asdict())
@@ -258,13 +270,15 @@ run.claim("purity_gain", gain.value, (gain.value - gain.error, gain.value + gain
 Table([{"map": name} | {k: round(float(v), 3) for k, v in row.items()} for name, row in scores.items()])
 
 # %%
-run.figure(plot_embedding(first["1000 pixels"], {"z": z_map, "masked share": sample.mask[chosen].mean(1)}), "map_redshift", "The map of the pixels, coloured by "
+run.figure(plot_embedding(first["1000 pixels"], {"z": z_map, "masked share": sample.mask[chosen].mean(1)}), "map_redshift",
+           "The map of the pixels, coloured by "
            "redshift and by the share of masked bins: its striations follow them.", mock=True)
-run.figure(plot_embedding(first["10 latents"], {"z": z_map, "masked share": sample.mask[chosen].mean(1)}), "map_redshift_latents", "The same for the latents.", mock=True)
+run.figure(plot_embedding(first["10 latents"], {"z": z_map, "masked share": sample.mask[chosen].mean(1)}), "map_redshift_latents",
+           "The same for the latents.", mock=True)
 
 # %% [markdown]
-# Do the small islands of mixed classes (section 5.1) stay when seed or hyper-parameters change? In profile `paper` over the whole grid of neighbours and distances; in the demo between two seeds and
-# one other choice.
+# Do the small islands of mixed classes (section 5.1) stay when seed or hyper-parameters change? In profile `paper` over the whole grid of
+# neighbours and distances; in the demo between two seeds and one other choice.
 
 # %%
 GRID = [(n, d) for n in (5, 15, 50) for d in (0.0, 0.1, 0.5)] if profile == "paper" else [(30, 0.3)] * (profile == "demo")
@@ -274,7 +288,8 @@ if profile != "smoke": variants["three dimensions"] = fit_umap(ten, n_components
 islands = {name: find_islands(position, names) for name, position in variants.items() if position.shape[1] == 2}
 reference_islands = islands["seed 0"]
 agreement = {name: island_agreement(reference_islands, other) for name, other in islands.items() if name != "seed 0"}
-run.metric("islands", {name: {"n": len(i.table), "mixed": int(np.sum(i.table["mixed"])), "objects": int((i.member >= 0).sum()) if i.member.dtype.kind == "i" else int(i.member.sum())}
+run.metric("islands", {name: {"n": len(i.table), "mixed": int(np.sum(i.table["mixed"])), "objects": int((i.member >= 0).sum())
+                              if i.member.dtype.kind == "i" else int(i.member.sum())}
                        for name, i in islands.items()})
 run.metric("islands_agree", {name: a._asdict() for name, a in agreement.items()})
 run.metric("purity_variants", {name: neighbour_purity(position, names).value for name, position in variants.items()})
@@ -286,10 +301,11 @@ if len(variants) > 1:
 # %% [markdown]
 # ## Regions and stacked spectra (Figures 4 to 7)
 #
-# The paper draws boxes by eye: two sequences of eight from quiescent galaxies (box 0) to star-forming ones (box 7, shared), one of them past the active galaxies; and
-# six polygons A to F along the galaxies with broad lines. Here the sequences follow paths in the map along the gradient of the labels. They are written to
-# `regions.json`; edit the file and give it as `regions` to use your own. The spectra of a region are stacked at rest on whole pixels: weighted by their inverse variance as published for
-# the figure (so that the brightest weigh most), and with equal weights after normalisation for the numbers, with bootstrap errors.
+# The paper draws boxes by eye: two sequences of eight from quiescent galaxies (box 0) to star-forming ones (box 7, shared), one of them past the
+# active galaxies; and six polygons A to F along the galaxies with broad lines. Here the sequences follow paths in the map along the gradient of the
+# labels. They are written to `regions.json`; edit the file and give it as `regions` to use your own. The spectra of a region are stacked at rest on
+# whole pixels: weighted by their inverse variance as published for the figure (so that the brightest weigh most), and with equal weights after
+# normalisation for the numbers, with bootstrap errors.
 
 # %%
 position = first["10 latents"]
@@ -300,10 +316,12 @@ else:
     try: drawn["broad lines"] = branch_polygons(position, names, strength=np.asarray(lines["broad_component"], float)[chosen])
     except sc.DataError as error: print(error)
 save_regions(run.out / "regions.json", drawn)
-run.figure(maps.plot_map({"boxes": position}, names, regions={k: drawn[k] for k in ("top", "bottom") if k in drawn}), "figure4", "Figure 4: two sequences of boxes, which share box 7.",
+run.figure(maps.plot_map({"boxes": position}, names, regions={k: drawn[k] for k in ("top", "bottom") if k in drawn}), "figure4",
+           "Figure 4: two sequences of boxes, which share box 7.",
            mock=True)
 if "broad lines" in drawn:
-    run.figure(maps.plot_map({"broad lines": position}, names, regions={"broad lines": drawn["broad lines"]}, black="broad-line"), "figure6", "Figure 6: polygons along the galaxies with broad "
+    run.figure(maps.plot_map({"broad lines": position}, names, regions={"broad lines": drawn["broad lines"]}, black="broad-line"), "figure6",
+               "Figure 6: polygons along the galaxies with broad "
                "lines.", mock=True)
 census = {name: region_counts(group, position, names) for name, group in drawn.items()}
 run.metric("regions", {name: [{k: (str(row[k]) if k == "region" else int(row[k])) for k in table.colnames} for row in table] for name, table in census.items()})
@@ -313,7 +331,8 @@ census["top"]
 # %%
 def stack_regions(groups, only=None, **how):
     "Stacks of all regions, group → region name → Stack, in one pass over the observed spectra; `only` keeps one label."
-    member = {(g, r.name): set(sample.id[chosen[r.contains(position) & ((names == only) if only else True)]].tolist()) for g, group in groups.items() for r in group}
+    member = {(g, r.name): set(sample.id[chosen[r.contains(position) & ((names == only) if only else True)]].tolist()) for g,
+              group in groups.items() for r in group}
     sums = {key: StackSums(seed=seed, **how) for key in member}
     for block in observed_blocks():
         for key, ids in member.items():
@@ -326,15 +345,18 @@ EVEN = dict(weights="equal", normalise=(5300.0, 5850.0), n_bootstrap=size["n_boo
 paths = {name: drawn[name] for name in ("top", "bottom")}
 as_published, evenly = stack_regions(paths), stack_regions(paths, **EVEN)
 grid = evenly["top"][drawn["top"][0].name].wave
-for stacks, name, how in ((evenly, "figure5", "every galaxy with equal weight"), (as_published, "figure5_as_published", "not normalised, weighted by inverse variance as published: the mean "
+for stacks, name, how in ((evenly, "figure5", "every galaxy with equal weight"), (as_published, "figure5_as_published",
+                                                                                  "not normalised, weighted by inverse variance as published: the mean "
                           "jumps where galaxies leave at the ends")):
-    run.figure(panels.plot_stacks(grid, {group: {k: s.flux for k, s in members.items()} for group, members in stacks.items()}), name, f"Figure 5: stacked spectra along the two sequences, {how}.",
+    run.figure(panels.plot_stacks(grid, {group: {k: s.flux for k, s in members.items()} for group, members in stacks.items()}), name,
+               f"Figure 5: stacked spectra along the two sequences, {how}.",
                mock=True)
 trends = {name: stack_trends(group) for name, group in evenly.items()}
 trends["top"]
 
 # %%
-run.metric("trends", {name: [{k: (str(row[k]) if row[k].dtype.kind == "U" else float(row[k])) for k in table.colnames} for row in table] for name, table in trends.items()})
+run.metric("trends", {name: [{k: (str(row[k]) if row[k].dtype.kind == "U" else float(row[k])) for k in table.colnames} for row in table] for name,
+                      table in trends.items()})
 order = np.arange(len(trends["top"]))
 both = {key: [float(spearmanr(order[: len(t)], t[key], nan_policy="omit")[0]) for t in trends.values()] for key in ("d4000n", "balmer_part", "ew_halpha")}
 run.claim("d4000_along_sequences", max(both["d4000n"]))
@@ -343,15 +365,16 @@ run.claim("balmer_break_along_sequences", min(both["balmer_part"]))
 run.claim("bottom_is_redder", float(np.nanmedian(np.asarray(trends["bottom"]["colour_3500"])[:3] - np.asarray(trends["top"]["colour_3500"])[:3])))
 
 # %% [markdown]
-# The broad-line sequence: A is nearly the mean quasar, the slope reddens from A to D as the host comes through, and F has no broad line at all: old galaxies whose [N II] is wide enough
-# for the pipeline's rule.
+# The broad-line sequence: A is nearly the mean quasar, the slope reddens from A to D as the host comes through, and F has no broad line at all: old
+# galaxies whose [N II] is wide enough for the pipeline's rule.
 
 # %%
 if "broad lines" in drawn:
     branch = stack_regions({"broad lines": drawn["broad lines"]}, only="broad-line", **EVEN)["broad lines"]
     quasar = quasar_composite(offline=True) if source == "sdss" else None
     reference = (("mean quasar", *quasar[:2]) if quasar else None)
-    run.figure(panels.plot_stacks(grid, {"broad lines": {k: s.flux for k, s in branch.items()}}, reference=reference), "figure7", "Figure 7: stacked spectra of the galaxies with broad lines, "
+    run.figure(panels.plot_stacks(grid, {"broad lines": {k: s.flux for k, s in branch.items()}}, reference=reference), "figure7",
+               "Figure 7: stacked spectra of the galaxies with broad lines, "
                "regions A to F.", mock=True)
 
     def mean_between(flux, low, high): return float(np.nanmean(flux[(grid > low) & (grid < high)]))
@@ -369,8 +392,8 @@ if "broad lines" in drawn:
 # %% [markdown]
 # ## The density of the latents (Figures 11 to 13)
 #
-# The paper Gaussianises the latents slice by slice (GIS). Beside it stand the masked autoregressive flow of chapter 1 and a spline flow, fitted to the same latents. Held-out log-probability decides which of
-# them the rest of the chapter uses.
+# The paper Gaussianises the latents slice by slice (GIS). Beside it stand the masked autoregressive flow of chapter 1 and a spline flow, fitted to
+# the same latents. Held-out log-probability decides which of them the rest of the chapter uses.
 
 # %%
 x = {name: latents[rows].astype(np.float32) for name, rows in part_of.items()}
@@ -382,7 +405,8 @@ def flow_of(kind, name):
     "A flow fitted to the training latents, kept in the run's folder of that name."
     torch.manual_seed(seed)
     flow = kind(10)
-    sc.fit(flow, torch.as_tensor(x["train"]), torch.as_tensor(x["valid"]), n_epoch=size["n_flow_epoch"], batch_size=256, lr=5e-3, patience=25, seed=seed, run=models / name,
+    sc.fit(flow, torch.as_tensor(x["train"]), torch.as_tensor(x["valid"]), n_epoch=size["n_flow_epoch"], batch_size=100, lr=5e-3, patience=25, seed=seed,
+           run=models / name,
            device=device, progress=False)
     return flow
 
@@ -395,8 +419,8 @@ run.metric("held_out_log_prob", held_out | {"best": best, "gis_layers": len(gis_
 held_out
 
 # %%
-in_train = part_of["train"]
-run.figure(panels.plot_log_prob({name: values[in_train] for name, values in log_probs.items()}), "figure11", "Figure 11: log-probabilities of the training set under three densities.", mock=True)
+run.figure(panels.plot_log_prob({name: values[in_train] for name, values in log_probs.items()}), "figure11",
+           "Figure 11: log-probabilities of the training set under three densities.", mock=True)
 shape = skew(np.clip(log_probs["GIS"][in_train], np.percentile(log_probs["GIS"][in_train], 0.1), None))
 run.claim("tail_to_low_probability", float(shape))
 
@@ -405,7 +429,8 @@ rank = {name: in_train[np.argsort(values[in_train])[:16]] for name, values in lo
 rare = rank["GIS"]
 run.metric("rarest_16", {name: {str(k): int(v) for k, v in zip(*np.unique(labels[rows], return_counts=True))} for name, rows in rank.items()})
 run.claim("rarest_are_broad", float(np.mean(labels[rare] == "broad-line")))
-run.figure(panels.plot_grid(wave, np.where(sample.mask[rare], np.nan, sample.flux[rare]), [str(labels[i]) for i in rare], model=sc.rest_spectrum(model, latents[rare]), unit="λL_λ / mean"),
+run.figure(panels.plot_grid(wave, np.where(sample.mask[rare], np.nan, sample.flux[rare]), [str(labels[i]) for i in rare], model=sc.rest_spectrum(model,
+    latents[rare]), unit="λL_λ / mean"),
            "figure12", "Figure 12: the sixteen least probable spectra under GIS, and their reconstructions.", mock=True)
 
 # %%
@@ -414,17 +439,20 @@ spread = latents[in_train].std(0)
 near = np.array([np.argmin((np.square((latents[in_train] - d) / spread)).sum(1)) for d in draws])
 kinds = labels[in_train][near]
 run.claim("samples_are_two_kinds", float(np.mean(np.isin(kinds, ["star-forming", "passive", "retired"]))))
-run.figure(panels.plot_grid(wave, sc.rest_spectrum(model, draws), [f"near a {kind} galaxy" for kind in kinds], unit="λL_λ / mean"), "figure13", "Figure 13: sixteen spectra drawn from the density, "
+run.figure(panels.plot_grid(wave, sc.rest_spectrum(model, draws), [f"near a {kind} galaxy" for kind in kinds], unit="λL_λ / mean"), "figure13",
+           "Figure 13: sixteen spectra drawn from the density, "
            "with the label of the nearest galaxy.", mock=True)
-ranked = Table({"id": sample.id, "z": np.asarray(sample.table["z"]), "label": labels, "true_label": true_labels, **{f"log_prob_{name.split()[0].lower()}": v for name, v in log_probs.items()}})
+ranked = Table({"id": sample.id, "z": np.asarray(sample.table["z"]), "label": labels, "true_label": true_labels,
+                **{f"log_prob_{name.split()[0].lower()}": v for name, v in log_probs.items()}})
 ranked["chi2_valid"] = sc.chi2(model, sample)["chi2_valid"]
 run.catalogue(ranked[np.argsort(log_probs[best])])
 
 # %% [markdown]
 # ## Real spectra
 #
-# With `source="sdss"` the trained chapter meets real spectra: the same cuts, bins and scale, the network, the density, and a place in the map. The paper's cut at z > 0.05 would leave few of the
-# nearby bright galaxies at hand, so it is counted and then relaxed. Their labels come from the same line fits.
+# With `source="sdss"` the trained chapter meets real spectra: the same cuts, bins and scale, the network, the density, and a place in the map. The
+# paper's cut at z > 0.05 would leave few of the nearby bright galaxies at hand, so it is counted and then relaxed. Their labels come from the same
+# line fits.
 
 # %%
 if source == "sdss":
@@ -454,22 +482,27 @@ if source == "sdss":
                                "median_log_prob": float(np.nanmedian(real_log_prob)), "median_log_prob_mock": float(np.median(log_probs[best])),
                                "beyond_mock_1_percent": float(np.nanmean(real_log_prob < np.percentile(log_probs[best], 1)))})
     print(run.metrics["real_in_map"])
-    run.figure(maps.plot_map({"mock": position, "real, placed in the mock's map": place}, {"mock": names, "real, placed in the mock's map": real_labels}), "real_map", "Real spectra placed in the "
+    run.figure(maps.plot_map({"mock": position, "real, placed in the mock's map": place}, {"mock": names, "real, placed in the mock's map": real_labels}),
+               "real_map", "Real spectra placed in the "
                "map of the mock.", mock=False)
     seen = real_chi2 < np.nanpercentile(real_chi2, 95)
     real_excess = pixel_chi2(real_rest.flux[seen], sc.reconstruct(model, real_rest[seen]), real_rest.weight[seen])
-    run.figure(panels.plot_pixel_chi2(wave, real_excess.chi2, real_excess.error), "real_chi2", "χ² − 1 over wavelength of real spectra under the mock-trained network, the worst 5 % left out.", mock=False)
-    real_table = Table({"id": real_rest.id, "z": np.asarray(real_rest.table["z"]), "label": real_labels, "chi2_valid": real_chi2, "log_prob": real_log_prob, "x": place[:, 0], "y": place[:, 1]})
+    run.figure(panels.plot_pixel_chi2(wave, real_excess.chi2, real_excess.error), "real_chi2",
+               "χ² − 1 over wavelength of real spectra under the mock-trained network, the worst 5 % left out.", mock=False)
+    real_table = Table({"id": real_rest.id, "z": np.asarray(real_rest.table["z"]), "label": real_labels, "chi2_valid": real_chi2, "log_prob": real_log_prob,
+                        "x": place[:, 0], "y": place[:, 1]})
     run.catalogue(real_table[np.argsort(real_log_prob)], "real")
     top = np.argsort(np.where(np.isfinite(real_log_prob), real_log_prob, np.inf))[:16]
-    run.figure(panels.plot_grid(wave, np.where(real_rest.mask[top], np.nan, real_rest.flux[top]), [str(real_labels[i]) for i in top], model=sc.rest_spectrum(model, real_latents[top]), unit="λL_λ / mean"),
+    run.figure(panels.plot_grid(wave, np.where(real_rest.mask[top], np.nan, real_rest.flux[top]), [str(real_labels[i]) for i in top],
+                                model=sc.rest_spectrum(model, real_latents[top]), unit="λL_λ / mean"),
                "real_rarest", "The sixteen least probable real spectra and their reconstructions.", mock=False)
 
 # %% [markdown]
 # ## Real line catalogues
 #
-# The labels on real catalogues. First the Portsmouth table that the paper uses, against its own classes: the two curves alone, with LINERs and Seyferts counted as active, and what the S/N rules
-# move. Then MPA-JHU's classes, the galaxies of RESOLVE and the NASA-Sloan Atlas, and the 53 647 galaxies of DESI's bright survey whose four equivalent widths are measured, beside the mock.
+# The labels on real catalogues. First the Portsmouth table that the paper uses, against its own classes: the two curves alone, with LINERs and
+# Seyferts counted as active, and what the S/N rules move. Then MPA-JHU's classes, the galaxies of RESOLVE and the NASA-Sloan Atlas, and the 53 647
+# galaxies of DESI's bright survey whose four equivalent widths are measured, beside the mock.
 
 
 # %%
@@ -491,13 +524,17 @@ if source == "sdss" and not data:
     jhu = read_mpa_jhu(next(p for p in sc.fetch("catalog_sdss_emission_lines") if ".csv" in p.name))
     desi = read_desi_line_ews(sc.fetch("desi_sv3_bgs_line_ews")[0])
     desi = desi[np.asarray(desi["measured"], bool)]
-    catalogues = {"Portsmouth": portsmouth, "NSA in RESOLVE": read_resolve_eco_nsa(folder["NSA_RESOLVE_crossmatched"]), "NSA in ECO": read_resolve_eco_nsa(folder["NSA_ECO"]),
-                  "RESOLVE, MPA-JHU": read_resolve_eco_nsa(folder["RESOLVE_full_raw"]), "RESOLVE, Portsmouth": read_resolve_eco_nsa(folder["RESOLVE_full_raw"], portsmouth=True),
+    catalogues = {"Portsmouth": portsmouth, "NSA in RESOLVE": read_resolve_eco_nsa(folder["NSA_RESOLVE_crossmatched"]),
+                  "NSA in ECO": read_resolve_eco_nsa(folder["NSA_ECO"]),
+                  "RESOLVE, MPA-JHU": read_resolve_eco_nsa(folder["RESOLVE_full_raw"]),
+                  "RESOLVE, Portsmouth": read_resolve_eco_nsa(folder["RESOLVE_full_raw"], portsmouth=True),
                   "DESI": desi}
     labelled = {name: label_galaxies(table)[0] for name, table in catalogues.items()}
     shares = {name: {str(r["label"]): float(r["fraction"]) for r in label_counts(found)} | {"n": len(found)} for name, found in labelled.items()}
-    run.metric("catalogue_labels", shares | {"MPA-JHU bptclass": {str(k): int(v) for k, v in zip(*np.unique(np.asarray(jhu["catalog_label"], str), return_counts=True))}})
-    run.figure(maps.plot_planes({"mock": plane(lines, labels), "DESI": plane(desi, labelled["DESI"]), "Portsmouth": plane(portsmouth, labelled["Portsmouth"])}), "real_planes",
+    run.metric("catalogue_labels", shares | {"MPA-JHU bptclass": {str(k): int(v) for k, v in zip(*np.unique(np.asarray(jhu["catalog_label"], str),
+        return_counts=True))}})
+    run.figure(maps.plot_planes({"mock": plane(lines, labels), "DESI": plane(desi, labelled["DESI"]), "Portsmouth": plane(portsmouth,
+        labelled["Portsmouth"])}), "real_planes",
                "BPT and WHAN planes of the mock, of DESI's bright galaxies (from equivalent widths) and of the Portsmouth table.", mock=False)
     print(*shares.items(), sep="\n")
 
@@ -515,7 +552,8 @@ if source == "sdss":
         f, e = (np.asarray(pipeline[f"{kind}_{line}"], float)[theirs] for kind in ("flux", "err"))
         own = np.asarray(real_lines[f"flux_{line}"], float)[ours]
         with np.errstate(invalid="ignore", divide="ignore"): strong = (f > 10 * e) & (e > 0) & (own > 0)
-        if strong.any(): beside[line] = {"n": int(strong.sum()), "median_ratio": float(np.median(own[strong] / f[strong])), "scatter": float(1.4826 * np.median(np.abs(np.log(own[strong] / f[strong])
+        if strong.any(): beside[line] = {"n": int(strong.sum()), "median_ratio": float(np.median(own[strong] / f[strong])),
+                                         "scatter": float(1.4826 * np.median(np.abs(np.log(own[strong] / f[strong])
                                          - np.median(np.log(own[strong] / f[strong])))))}
     broad = {"both": int(np.sum(np.asarray(pipeline["broad"], bool)[theirs] & np.asarray(real_lines["broad"], bool)[ours])),
              "pipeline": int(np.sum(np.asarray(pipeline["broad"], bool)[theirs])), "ours": int(np.sum(np.asarray(real_lines["broad"], bool)[ours]))}

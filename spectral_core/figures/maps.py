@@ -154,8 +154,8 @@ def _map_limits(title: str, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @styled
 def plot_map(
-    maps: Mapping[str, np.ndarray],  # title → positions (n, 2) of the same objects
-    labels: Sequence[str],  # (n,)
+    maps: Mapping[str, np.ndarray],  # title → positions (n, 2)
+    labels: Sequence[str] | Mapping[str, Sequence[str]],  # (n,); or title → labels, where the objects differ
     *,
     regions: Mapping[str, Iterable] | None = None,  # group → regions of these maps
     black: str | None = None,  # the class to draw black
@@ -166,14 +166,16 @@ def plot_map(
     limits = {title: _map_limits(title, xy) for title, xy in maps.items()}
     tallest = max((high - low)[1] / (high - low)[0] for low, high in limits.values())
     figure, axes = new_figure(1, len(maps), (size * len(maps), size * float(np.clip(tallest, 0.4, 2.0)) + 0.9))
+    own, drawn = labels if isinstance(labels, Mapping) else dict.fromkeys(maps, labels), []
     for ax, (title, xy) in zip(axes[0], maps.items()):
         xy, (low, high) = _finite(xy), limits[title]
-        shown, codes = np.isfinite(xy).all(axis=1), _codes(labels, len(xy))
+        shown, codes = np.isfinite(xy).all(axis=1), _codes(own[title], len(xy))
         _points(ax, *xy[shown].T, codes[shown], black)
+        drawn.append(codes[shown])
         ax.set(title=title, xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xticks=[], yticks=[])
         ax.set(xlabel="UMAP 1 (arbitrary)", ylabel="UMAP 2 (arbitrary)")
         if regions: _draw_regions(ax, regions)
-    _legend(figure, codes[shown], black=black, loc="outside lower center", ncols=4 if len(maps) > 1 else 3)
+    _legend(figure, np.concatenate(drawn) if own is labels else drawn[0], black=black, loc="outside lower center", ncols=4 if len(maps) > 1 else 3)
     return figure
 
 # %% ../../nbs/77_figures.maps.ipynb #a34eb673
