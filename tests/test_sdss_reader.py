@@ -143,9 +143,21 @@ def test_another_lattice_is_rebinned_with_conserved_flux(tmp_path):
     assert good.sum() > 1800 and ours == pytest.approx(np.diff(np.interp([first, last], old, total))[0], rel=1e-4)
 
 
+def test_equivalent_widths_are_at_rest_in_memory_and_observed_in_a_file(tmp_path):
+    from spectral_core.archives.catalogs import read_pipeline_lines
+
+    spectra = sample(survey=SDSS, z=[0.1, 0.0, 0.3])
+    table = spectra.table.copy()
+    for name in ("flux_halpha", "flux_err_halpha", "ew_halpha"): table[name] = [30.0, 20.0, 10.0]
+    write_sdss(spectra.replace(table=table), tmp_path)
+    assert np.allclose(read_sdss(tmp_path).table["ew_halpha"], [30, 20, 10])
+    assert np.allclose(read_pipeline_lines(tmp_path)["ew_halpha"], [30, 20, 10])
+
+
 def test_line_fits_of_the_pipeline(tmp_path):
     row = read_sdss(spec(tmp_path / "a.fits")).table[0]
-    assert [row[k] for k in ("flux_halpha", "flux_err_halpha", "ew_halpha", "flux_hbeta")] == [30, 1, 5, 10]
+    assert [row[k] for k in ("flux_halpha", "flux_err_halpha", "flux_hbeta")] == [30, 1, 10]
+    assert row["ew_halpha"] == pytest.approx(5 / 1.1)  # the file has observed widths
     assert np.isnan(row["flux_nii_6584"])
 
 

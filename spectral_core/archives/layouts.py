@@ -65,12 +65,13 @@ def _class_of(source_type: str, fitted: str) -> str:
     return "SKY" if source_type.upper() == "SKY" else fitted.upper()
 
 
-def _lines(hdu: HDU) -> dict[str, float]:
-    "Flux, error (1e-17 erg/s/cm²) and rest equivalent width (Å, emission positive) of four lines from the line table."
+def _lines(hdu: HDU, z: float) -> dict[str, float]:
+    "Flux, error (1e-17 erg/s/cm²) and rest equivalent width (Å, emission positive) of four lines; the file has observed widths."
     rows = {name: i for i, name in enumerate(hdu.column("linename"))}
     columns = {"flux": "linearea", "flux_err": "linearea_err", "ew": "lineew"}
     found = {PIPELINE_LINES[name]: row for name, row in rows.items() if name in PIPELINE_LINES}
-    return {f"{what}_{line}": float(hdu.data[c][row]) for line, row in found.items() for what, c in columns.items()}
+    stretch = {"ew": 1 + z if np.isfinite(z) and z > -1 else 1.0}
+    return {f"{what}_{line}": float(hdu.data[c][row]) / stretch.get(what, 1.0) for line, row in found.items() for what, c in columns.items()}
 
 # %% ../../nbs/19_archives.layouts.ipynb #e47bcd25
 def _spec(path: Path, hdus: list[HDU]) -> SpectrumFile:
@@ -88,7 +89,7 @@ def _spec(path: Path, hdus: list[HDU]) -> SpectrumFile:
     facts |= {"sn_pipeline": value("sn_median_all", np.nan)}
     facts |= {"layout": "spec-full" if len(hdus) > 4 else "spec-lite", "object_id": _first(hdus, ["OBJGROUP"], -1)}
     lines = next((h for h in hdus[2:] if "linename" in h.names), None)
-    facts |= _lines(_require(path, lines, ("linename", "linearea", "linearea_err", "lineew"), "HDU 3 (SPZLINE)"))
+    facts |= _lines(_require(path, lines, ("linename", "linearea", "linearea_err", "lineew"), "HDU 3 (SPZLINE)"), facts["z"])
     loglam, flux, ivar = (coadd.column(name) for name in ("loglam", "flux", "ivar"))
     return SpectrumFile(loglam.astype("f8"), flux, ivar, coadd.column("and_mask"), facts)
 

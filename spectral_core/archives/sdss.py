@@ -200,6 +200,7 @@ def _tables(spectra: Spectra) -> tuple[dict[str, np.ndarray], dict[str, np.ndarr
     info |= {"SN_MEDIAN_ALL": _column(table, "sn_pipeline", n, np.nan)}
     lines = {f"LINE{what}": [_column(table, f"{name}_{line}", n, 0.0) for line in PIPELINE_LINES.values()]
              for what, name in (("AREA", "flux"), ("AREA_ERR", "flux_err"), ("EW", "ew"))}
+    lines["LINEEW"] = [ew * np.where(spectra.z > -1, 1 + spectra.z, 1.0) for ew in lines["LINEEW"]]  # observed widths, as the pipeline's
     return info, {key: np.stack(value, axis=1) for key, value in lines.items()}
 
 # %% ../../nbs/20_archives.sdss.ipynb #5305eb4d

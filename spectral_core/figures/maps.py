@@ -99,7 +99,7 @@ def _plane(ax: Axes, x: np.ndarray, y: np.ndarray, codes: np.ndarray, names: Seq
     _points(ax, x[inside], y[inside], codes[inside])
     _contours(ax, x[inside], y[inside], limits)
     ax.set(xlim=limits[:2], ylim=limits[2:], xlabel=r"log [N II] λ6584 / H$\alpha$")
-    if inside.any(): _legend(ax, codes[inside], loc="upper left", borderpad=0.1)
+    if inside.any(): _legend(ax, codes[inside], loc="upper left", borderpad=0.1, frameon=True, framealpha=0.85, edgecolor="none")
     else: ax.text(0.5, 0.5, "none", ha="center", color="0.5", transform=ax.transAxes)
 
 # %% ../../nbs/77_figures.maps.ipynb #dc7c11e5
