@@ -468,9 +468,10 @@ if source == "sdss":
     run.metric("real_cuts", {row["cut"]: int(row["left"]) for row in published.counts} | {"relaxed redshift": len(real_rest)})
     run.metric("real_labels", {str(r["label"]): int(r["n"]) for r in label_counts(real_labels)})
     print(published.counts, real_rules, sep="\n")
+    if not len(real_rest): print(f"none of the {len(real)} galaxies and quasars passes these cuts: nothing to place in the map")
 
 # %%
-if source == "sdss":
+if source == "sdss" and len(real_rest):
     real_latents, real_chi2 = sc.encode(model, real_rest), sc.chi2(model, real_rest)["chi2_valid"]
     real_log_prob = sc.log_prob(densities[best], real_latents)
     place = fits["10 latents", 0].transform(real_latents)
@@ -542,7 +543,7 @@ if source == "sdss" and not data:
 # The pipeline fitted the lines of the bright spectra (HDU 3). Our fits of the same spectra, side by side:
 
 # %%
-if source == "sdss":
+if source == "sdss" and len(real_rest):
     files = [path for path, name in find_sets(data).items() if name in ("sdss_galaxy_bright", "yours")]
     pipeline = read_pipeline_lines(files)
     pipeline = pipeline[np.asarray(pipeline["measured"], bool)]
