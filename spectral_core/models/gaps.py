@@ -5,6 +5,7 @@
 # %% ../../nbs/41_models.gaps.ipynb #f1d32ede
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -14,7 +15,7 @@ from astropy.table import Table
 from torch import Tensor
 
 from ..core import ConfigError, DataError, RunError
-from .pca import _normal_matrices, coefficients
+from .pca import _normal_matrices
 
 # %% auto #0
 __all__ = ['GapFiller', 'HeldOut', 'held_out_error']
@@ -26,8 +27,8 @@ def _clean(flux: np.ndarray, weight: np.ndarray) -> tuple[Tensor, Tensor]:
     if flux.ndim != 2 or flux.shape != weight.shape:
         raise DataError(f"flux and weight are tables (n, m) of one shape, not {flux.shape} and {weight.shape}")
     dtype = np.result_type(flux, weight, np.float32)
-    good = np.isfinite(flux) & np.isfinite(weight) & (weight > 0)
-    return tuple(torch.from_numpy(np.where(good, a, 0).astype(dtype)) for a in (flux, weight))
+    good = np.isfinite(flux) & (weight > 0) & (weight < np.inf)
+    return tuple(torch.from_numpy(np.where(good, a, 0).astype(dtype, copy=False)) for a in (flux, weight))
 
 
 def _name_pixels(which: np.ndarray, wave: np.ndarray | None) -> str:
@@ -38,13 +39,13 @@ def _name_pixels(which: np.ndarray, wave: np.ndarray | None) -> str:
     return ", ".join(text) + (f" and {len(runs) - 5} more runs" if len(runs) > 5 else "")
 
 # %% ../../nbs/41_models.gaps.ipynb #22957150
-def _held_fit(target: Tensor, weight: Tensor, basis: Tensor, old: Tensor, hold: float = 1e-6) -> Tensor:
+def _held_fit(target: Tensor, weight: Tensor, basis: Tensor, old: Tensor, h: Tensor | None = None) -> Tensor:
     """For each row the x (K,) that minimises Σ_l w_l (y_l − Σ_k x_k B_kl)² + h |x − old|²: (n, K), and never singular.
 
-    `target` (n, L) is w·y, `basis` (K, L), `old` (n, K); h is `hold` times the mean of the diagonal.
+    `target` (n, L) is w·y, `basis` (K, L), `old` (n, K); without `h` it is a millionth of the mean of the diagonal.
     """
     normal = _normal_matrices(weight, basis)
-    h = hold * normal.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-20
+    if h is None: h = 1e-6 * normal.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-20
     normal.diagonal(dim1=1, dim2=2).add_(h)
     return torch.linalg.solve(normal, target @ basis.T + h * old)
 
@@ -130,16 +131,23 @@ class GapFiller:
         self.history = Table([np.arange(len(history)) + 1, *history.T.numpy()], names=["round", "chi2", "change"])
         return self
 
-    def _solve(self, flux: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "Coefficients (n, k) in standard deviations, and the mean and scaled components they belong to."
+    def _blocks(self, flux: np.ndarray, weight: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
+        "Rows, flux, weight, coefficients (r, k) in standard deviations and model (r, m), so many rows at a time as a cache holds."
         if self.history is None: raise RunError("this GapFiller has not seen training spectra yet: call fit first")
-        if flux.shape[1] != len(self.mean): raise DataError(f"spectra of {flux.shape[1]} pixels for components of {len(self.mean)}")
-        mean, scaled = (torch.from_numpy(a).to(flux.dtype) for a in (self.mean, self.scale[:, None] * self.components))
-        return coefficients(flux, weight * torch.from_numpy(self.seen), mean, scaled), mean, scaled
+        flux, weight = np.asarray(flux), np.asarray(weight)
+        if flux.shape[-1] != len(self.mean): raise DataError(f"spectra of {flux.shape[-1]} pixels for components of {len(self.mean)}")
+        step = max(1, 2**19 // len(self.mean))
+        for start in range(0, max(1, len(flux)), step):
+            rows = slice(start, start + step)
+            x, w = _clean(flux[rows], weight[rows])
+            mean, scaled, seen = (torch.from_numpy(a).to(x.dtype) for a in (self.mean, self.scale[:, None] * self.components, self.seen))
+            w_seen = w * seen
+            c = _held_fit(w_seen * (x - mean), w_seen, scaled, x.new_zeros(len(x), len(scaled)), x.new_ones(1))
+            yield rows, x, w, c, mean + c @ scaled
 
     def coefficients(self, flux: np.ndarray, weight: np.ndarray) -> np.ndarray:
         "Coefficients (n, k) of spectra (n, m) in units of the training set's standard deviations; 0 where nothing was measured."
-        return self._solve(*_clean(flux, weight))[0].numpy()
+        return torch.cat([c for _, _, _, c, _ in self._blocks(flux, weight)]).numpy()
 
     def fillable(self, flux: np.ndarray, weight: np.ndarray) -> np.ndarray:
         "True (n,) for spectra with a good pixel among those that were learnt; `transform` gives NaN for all others."
@@ -151,12 +159,13 @@ class GapFiller:
 
         A row without any good pixel is NaN; pixels that were not `seen` in training get the value `unseen`.
         """
-        flux, weight = _clean(flux, weight)
-        c, mean, scaled = self._solve(flux, weight)
-        seen = torch.from_numpy(self.seen)
-        model = torch.where(seen, mean + c @ scaled, torch.nan if self.unseen is None else self.unseen)
-        model[~(weight[:, seen] > 0).any(1)] = torch.nan
-        return (model if everywhere else torch.where(weight > 0, flux, model)).numpy()
+        out = np.empty(np.shape(flux), np.result_type(flux, weight, np.float32))
+        for rows, x, w, _, model in self._blocks(flux, weight):
+            good, seen = w > 0, torch.from_numpy(self.seen)
+            model[:, ~seen] = torch.nan if self.unseen is None else self.unseen
+            model[~(good & seen).any(1)] = torch.nan
+            out[rows] = model if everywhere else torch.where(good, x, model)
+        return out
 
 # %% ../../nbs/41_models.gaps.ipynb #bd9154f3
 class HeldOut(NamedTuple):
