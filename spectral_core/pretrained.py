@@ -21,13 +21,18 @@ from .models.autoencoder import AutoencoderConfig, RedshiftAutoencoder
 from .models.flows import FlowConfig, MaskedAutoregressiveFlow, SplineFlow
 from .models.gis import GIS, GISConfig
 from .models.pae import DenseAutoencoder, PAEConfig
+from .models.vae import VAEConfig, VariationalAutoencoder
 from .spectra.surveys import BOSS, DESI, SDSS, Survey, get_survey
 
 # %% auto #0
 __all__ = ['save_model', 'load_model', 'load', 'read_card']
 
 # %% ../nbs/52_pretrained.ipynb #cc672c08
-_AUTOENCODERS = {"RedshiftAutoencoder": (RedshiftAutoencoder, AutoencoderConfig), "DenseAutoencoder": (DenseAutoencoder, PAEConfig)}
+_AUTOENCODERS = {
+    "RedshiftAutoencoder": (RedshiftAutoencoder, AutoencoderConfig),
+    "DenseAutoencoder": (DenseAutoencoder, PAEConfig),
+    "VariationalAutoencoder": (VariationalAutoencoder, VAEConfig),
+}
 _DENSITIES = {"MaskedAutoregressiveFlow": (MaskedAutoregressiveFlow, FlowConfig), "SplineFlow": (SplineFlow, FlowConfig), "GIS": (GIS, GISConfig)}
 
 
