@@ -235,6 +235,8 @@ def _importance(ax: Axes, wave: np.ndarray, curves: Mapping[str, np.ndarray], wi
     if not curves: return _say(ax, "none")
     ax.axvline(split, color=DATA, lw=0.7, ls="--", zorder=0)
     ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.set_ylim(top=high * (high / low) ** 0.3)  # room for the legend
     ax.legend(loc="upper right", ncols=2)
 
 
