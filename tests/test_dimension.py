@@ -64,6 +64,17 @@ def test_the_error_over_spectra_joins_that_over_seeds():
     assert np.allclose(summarise(single)["iwae_error"], 0.3) and choose_dimension(single).dimension == 3
 
 
+def test_paired_differences_see_what_the_scatter_between_spectra_hides():
+    random, table = np.random.default_rng(0), fits()
+    assert choose_dimension(table).paired is None
+    shared, own = random.normal(0, 300, 500), random.normal(0, 0.3, (len(table), 500))
+    table["bounds"] = shared + own + np.asarray(table["iwae"])[:, None]
+    table["bounds"][4, 7] = np.nan  # a spectrum that one model cannot use is left out for all
+    table["iwae_error"] = 300 / 500**0.5
+    choice = choose_dimension(table)
+    assert choice.dimension == 1 and choice.paired == 3
+
+
 def test_criteria_are_what_the_words_say():
     rows = summarise(fits())
     for row in rows:

@@ -84,6 +84,7 @@ class Choice(NamedTuple):
     elbow: int | None  # None: fewer than three dimensions
     active: float  # mean active units at the largest dimension tried
     summary: Table
+    paired: int | None = None  # as the rule, by differences spectrum by spectrum and two errors; None without a column `bounds`
 
 
 def elbow(dimension: np.ndarray, chi2: np.ndarray) -> int | None:
@@ -93,6 +94,19 @@ def elbow(dimension: np.ndarray, chi2: np.ndarray) -> int | None:
     if len(x) < 3: return None
     below = y[0] + (y[-1] - y[0]) * (x - x[0]) / (x[-1] - x[0]) - y
     return int(x[below.argmax()]) if below.max() > 0 else None
+
+
+def _paired(fits: Table, latents: np.ndarray) -> int | None:
+    "The smallest of `latents` (d,) whose mean deficit against the best is within two of its standard errors, over spectra and seeds."
+    if "bounds" not in fits.colnames: return None
+    groups = [np.asarray(fits["bounds"][fits["n_latent"] == d], dtype=np.float64) for d in latents]
+    known = np.all([np.isfinite(g).all(axis=0) for g in groups], axis=0)
+    mean = np.stack([g[:, known].mean(axis=0) for g in groups])
+    seeds = np.nan_to_num([_mean(g[:, known].mean(axis=1))[1] for g in groups])
+    best = mean.mean(axis=1).argmax()
+    deficit = mean[best] - mean
+    error = np.sqrt(deficit.var(axis=1) / known.sum() + seeds**2 + seeds[best] ** 2)
+    return int(latents[deficit.mean(axis=1) <= 2 * error].min())
 
 
 def choose_dimension(table: Table, conditions: str = "none") -> Choice:
@@ -108,7 +122,7 @@ def choose_dimension(table: Table, conditions: str = "none") -> Choice:
     latents = np.asarray(rows["n_latent"])
     least = {name: int(latents[np.argmin(rows[name])]) for name in ("bic", "bic_total", "bic_iwae")}
     return Choice(int(latents[rows["iwae"] >= threshold].min()), int(latents[best]), threshold, *least.values(),
-                  elbow(latents, rows["chi2"]), float(rows["active"][latents.argmax()]), rows)
+                  elbow(latents, rows["chi2"]), float(rows["active"][latents.argmax()]), rows, _paired(part, latents))
 
 # %% ../../nbs/66_analysis.dimension.ipynb #1e9ca6c7
 class Manifold(NamedTuple):
