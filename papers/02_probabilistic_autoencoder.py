@@ -126,6 +126,16 @@ run.figure(maps.plot_redshifts({name: np.asarray(part.table["z"]) for name, part
            "Figure 1: redshifts of the training and the validation set.")
 
 # %% [markdown]
+# Why the luminosity? A fibre spectrum in flux units mixes two things, what a galaxy is and how far away it stands. Multiplying by the wavelength
+# and by the square of the luminosity distance takes the second out, up to the light that falls beside the fibre. What remains spans three orders of
+# magnitude, so that the most luminous objects will stand at the rim of latent space whatever their spectra look like. The first latent of the paper
+# is of that kind: its corner plot had to be zoomed in to show anything but quasars.
+#
+# The cap on the signal-to-noise ratio works the other way. Without it the few pixels that are known to a part in a thousand would rule the loss;
+# with it every pixel may be missed by 2 % for nothing. A χ² near one therefore means "as good as 2 %" for bright galaxies and "as good as the
+# noise" for faint ones.
+
+# %% [markdown]
 # ## Labels
 #
 # Broad lines first (the pipeline's rule: a 10σ line wider than 200 km/s at 5σ), then the BPT plane where three of its four lines have S/N > 2 and
@@ -168,6 +178,16 @@ def plane(lines, labels):
 
 
 run.figure(maps.plot_planes({"mock": plane(lines, labels)}), "figure2", "Figure 2: BPT planes of narrow and broad lines, and the WHAN plane.", mock=True)
+
+# %% [markdown]
+# Read the three panels from left to right, as the rules do. In the left one each class fills the side of the curves that defines it; that is no
+# finding. The finding is in the middle: objects with broad lines were not placed by their ratios, and many of them lie on the branch of active
+# nuclei all the same. In the right one retired galaxies end sharply at 0.5 and 3 Å, and the passive ones reach above 3 Å: these are the gap of the
+# text.
+#
+# How sure is a label? The confusion above answers for the mock: about four in five labels from measured lines are those of the true lines, and two
+# exposures of the same galaxies agree no better. Retired against passive is the weakest border, because it runs through the noise of a weak line on
+# top of an absorption. A purity of neighbours can never exceed this.
 
 # %% [markdown]
 # ## The autoencoder
@@ -226,6 +246,16 @@ run.figure(panels.plot_entropy(wave, entropy, excess.chi2), "entropy", "Entropy 
            mock=True)
 
 # %% [markdown]
+# The picture is the paper's: a quiet continuum, both ends a little worse because fewer spectra reach there, and spikes at the emission lines. A
+# line is a few pixels in a thousand, varies by orders of magnitude, and is strongest in few objects; ten numbers are spent elsewhere first. The
+# breaks around 4000 Å are the opposite case. They hold more information than any other part of the continuum, every galaxy has them, and the
+# network gets them right. Where galaxies differ most is therefore not where the reconstruction fails most.
+#
+# Whether [O III] or Hα is worst depends on how many extreme active nuclei are in the sample; the claim below says which it is in this run. With
+# real errors χ² has a second reason to rise, that the errors are too small: the paper's colleagues found 5 to 10 % of variance missing. The mock's
+# errors are right by construction, and the number recorded above says what such a factor would do.
+
+# %% [markdown]
 # ## Ten numbers (Figure 10)
 #
 # The paper trims 0.01 % of its 209 462 galaxies, 21 at each end of every latent; the same number is trimmed here.
@@ -236,6 +266,11 @@ trim = 100 * 21 / len(in_train)
 run.figure(maps.plot_latent_corner(latents[in_train], labels[in_train], trim=min(trim, 5)), "figure10",
            "Figure 10: the ten latents, coloured by label, 21 galaxies trimmed at each end.",
            mock=True)
+
+# %% [markdown]
+# The axes mean nothing by themselves: another seed gives other latents. What can be read is the shape of the cloud. It is a cone rather than a
+# ball, for twice the light is twice the latents in a network that is nearly linear, and the objects with broad lines stick out of it. That is why a
+# density, which does not care about axes, is the better tool for rarity, and a map the better one for a first look.
 
 # %% [markdown]
 # ## Two maps (Figure 3)
@@ -275,6 +310,13 @@ run.figure(plot_embedding(first["1000 pixels"], {"z": z_map, "masked share": sam
            "redshift and by the share of masked bins: its striations follow them.", mock=True)
 run.figure(plot_embedding(first["10 latents"], {"z": z_map, "masked share": sample.mask[chosen].mean(1)}), "map_redshift_latents",
            "The same for the latents.", mock=True)
+
+# %% [markdown]
+# Both maps order galaxies from quiescent to star-forming. In the map of the pixels neighbours share their redshift even more than their label:
+# which bins are empty depends on the redshift alone, and empty bins are zeros, far from anything measured. This is what the striations among the
+# passive galaxies are. The autoencoder was told about the mask; its latents are less ordered by redshift, and purer in the labels. The difference
+# is small in numbers and plain in the picture, and it survives the choice of seed. It does not mean that the classes are separate clouds: with a
+# handful of neighbours of the same label where chance gives fewer, the map is a landscape of gradients, as the paper says.
 
 # %% [markdown]
 # Do the small islands of mixed classes (section 5.1) stay when seed or hyper-parameters change? In profile `paper` over the whole grid of
@@ -365,6 +407,13 @@ run.claim("balmer_break_along_sequences", min(both["balmer_part"]))
 run.claim("bottom_is_redder", float(np.nanmedian(np.asarray(trends["bottom"]["colour_3500"])[:3] - np.asarray(trends["top"]["colour_3500"])[:3])))
 
 # %% [markdown]
+# Two breaks carry the story of the sequences. The 4000 Å break grows as stars age and metals cover the ultraviolet, so it should rise towards box 0
+# in both sequences. The Balmer break, at 3646 Å, belongs to stars of a few hundred million years and fades with age. Lines of ionised gas grow
+# towards box 7, with one exception that the top sequence was drawn for: among the active nuclei they are strong although the stars are old. The
+# colour below 3500 Å is the paper's own surprise, a bottom sequence that is redder; it suspects dust. Here only its sign is claimed, because few
+# spectra reach so far into the blue.
+
+# %% [markdown]
 # The broad-line sequence: A is nearly the mean quasar, the slope reddens from A to D as the host comes through, and F has no broad line at all: old
 # galaxies whose [N II] is wide enough for the pipeline's rule.
 
@@ -388,6 +437,11 @@ if "broad lines" in drawn:
         seen = np.isfinite(branch["A"].flux) & (grid > 4000) & (grid < 7500)
         model_of_a = np.interp(grid[seen], *quasar[:2])
         run.metric("a_against_mean_quasar", {"correlation": float(np.corrcoef(branch["A"].flux[seen], model_of_a)[0, 1])})
+
+# %% [markdown]
+# Region F is the paper's lesson about labels. Nothing in it is broad in the sense of a quasar. Its galaxies are massive and old, their gas follows
+# the potential of hundreds of km/s, and a rule that asks for a line wider than 200 km/s cannot tell that from a nucleus. A map that puts them among
+# the retired galaxies, against their label, is right.
 
 # %% [markdown]
 # ## The density of the latents (Figures 11 to 13)
@@ -446,6 +500,13 @@ ranked = Table({"id": sample.id, "z": np.asarray(sample.table["z"]), "label": la
                 **{f"log_prob_{name.split()[0].lower()}": v for name, v in log_probs.items()}})
 ranked["chi2_valid"] = sc.chi2(model, sample)["chi2_valid"]
 run.catalogue(ranked[np.argsort(log_probs[best])])
+
+# %% [markdown]
+# Three densities, three opinions on how probable each galaxy is, and largely the same classes at the bottom of the list. A rare spectrum is rare in
+# any coordinates; a density estimator that disagrees with the others about a single object deserves a second look, at the object and at the
+# estimator. Among the rarest are the strongest lines and the broadest ones, a few very red continua, and some spectra whose trouble is the
+# observation. The samples, on the other hand, are the two kinds of galaxies that everybody knows: the density has learnt what is common, which is
+# what makes its opinion on the uncommon worth something.
 
 # %% [markdown]
 # ## Real spectra
