@@ -121,7 +121,10 @@ class GapFiller:
         return use, seen
 
     def fit(self, flux: np.ndarray, weight: np.ndarray, wave: np.ndarray | None = None) -> Self:
-        "Learn from training spectra `flux` (n, m) with inverse variances `weight` (n, m); `wave` (m,) in Å serves error messages."
+        """Learn from training spectra `flux` (n, m) with inverse variances `weight` (n, m); `wave` (m,) in Å serves error messages.
+
+        It needs about eight times the memory of `flux`; some thousand spectra are enough. DataError: too few, or unseen pixels.
+        """
         flux, weight = _clean(flux, weight)
         use, seen = self._usable(weight, wave)
         flux, weight = flux[use], weight[use]
