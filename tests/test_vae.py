@@ -14,6 +14,7 @@ from torch import nn
 
 from spectral_core import predict
 from spectral_core.core import ConfigError, DataError, Flag, SpectrumError
+from spectral_core.models.start import start_linear
 from spectral_core.models.vae import (
     SMALL,
     VAEConfig,
@@ -399,3 +400,20 @@ def test_a_wrong_configuration_is_refused(wrong):
 
 def test_too_few_pixels_for_the_convolutions_are_refused():
     with pytest.raises(ConfigError, match="40 pixels are too few for 4 convolutions"): VariationalAutoencoder(rest(40))
+
+
+def test_a_linear_start_says_what_the_data_are_before_any_step_and_a_fit_goes_on_from_there(sample):
+    train, valid = (ConditionedSpectra(part, ["slope"]) for part in sample)
+    torch.manual_seed(0)
+    config = replace(SMALL, hidden=(24, 12), likelihood="ivar", conditions=("slope",))
+    model = start_linear(VariationalAutoencoder(train.survey, 1, config), train.to("cpu")).eval()
+    floor = (valid.weight > 0).sum(1).mean() / 2 * (1 + log(2 * np.pi * NOISE**2))
+    with torch.no_grad(): begun = float(model(valid.to("cpu"))["loss"])
+    history = fit(model, train, valid, n_epoch=3, batch_size=50, lr=1e-3, progress=False, device="cpu")
+    assert 0 < history.best - floor <= begun - floor < 6
+
+
+@pytest.mark.parametrize("wrong", [{"hidden": (5,)}, {"channels": (2,), "hidden": (50,)}])
+def test_a_linear_start_needs_room_and_dense_layers(wrong):
+    model = VariationalAutoencoder(rest(120), 3, replace(SMALL, **wrong))
+    with pytest.raises(ConfigError, match="linear start"): start_linear(model, made(30).to("cpu"))

@@ -192,10 +192,13 @@ class VariationalAutoencoder(_Standardised):
         "Spectra (n, m) of latents (n, S), on the grid of the input."
         return self.decode(latents, context)
 
+    def precision(self, weight: Tensor) -> Tensor:
+        "Inverse variances (n, m) of the likelihood, 0 where masked, for weights (n, m) of a batch."
+        return weight if self.config.likelihood == "ivar" else (weight > 0).to(weight) / self.config.sigma**2
+
     def log_likelihood(self, batch: Batch | ConditionedBatch, rest: Tensor) -> Tensor:
         "Log density (..., n) in nats of the valid pixels of a batch around spectra `rest` (..., n, m)."
-        precision = batch.weight if self.config.likelihood == "ivar" else (batch.weight > 0).to(batch.flux) / self.config.sigma**2
-        return gaussian_log_likelihood(batch.flux, rest.to(batch.flux), precision)
+        return gaussian_log_likelihood(batch.flux, rest.to(batch.flux), self.precision(batch.weight))
 
     def forward(self, batch: Batch | ConditionedBatch, *, progress: float = 1.0) -> dict[str, Tensor]:
         "Means over a batch in nats: `reconstruction`, −log p(x|s) with one draw of s, divergence `kl`; `loss`, their sum with beta."
