@@ -124,7 +124,7 @@ def _unpool(x: Tensor, y: Tensor, i: Tensor, b: Tensor, r: Tensor, k: Tensor, g:
     place = torch.where(rise >= 0, i[:, None], k)
     pairs = (len(x), *b.shape)
     step = x[:, None].expand(pairs).gather(-1, place) - b.expand(pairs).gather(-1, place)
-    share = torch.where(step == 0, 0, rise / step).flatten(0, 1)[:, None]
+    share = torch.where(step.abs() < 1e-7, 0, rise / step).flatten(0, 1)[:, None]
     g = g * share
     place = place.flatten(0, 1)[:, None].expand(g.shape)
     return g.new_zeros(*g.shape[:-1], x.shape[-1]).scatter_add_(-1, place, g)
@@ -167,6 +167,11 @@ def _multipliers(chain: list[_Layer], x: list, b: list, start: Tensor, adjoint: 
     return g.flatten(2)
 
 # %% ../../nbs/65_analysis.attribution.ipynb #ef837509
+def _blocks(x: Tensor, size: int) -> tuple[Tensor, ...]:
+    "Views of rows x, at most `size` each and about equally many."
+    return x.tensor_split(-(-len(x) // size))
+
+
 def _rows(x: np.ndarray | Tensor, like: Tensor, name: str) -> Tensor:
     "x (n, m) on the device and of the type of the model; DataError where it has no rows, other dimensions or numbers that are not finite."
     x = torch.as_tensor(x).detach().to(like)
@@ -204,20 +209,23 @@ def attribute(
     x, background = _rows(x, like, "x"), _rows(background, like, "background")
     if x.shape[1] != background.shape[1]: raise DataError(f"x has {x.shape[1]} pixels, the background {background.shape[1]}")
     chain, adjoint = _chain(model, torch.cat([x[:1], background[:1]])), _Adjoint()
-    output, base = (torch.cat([model(part) for part in rows.split(chunk)]).double() for rows in (x, background))
+    output, base = (torch.cat([model(part) for part in _blocks(rows, chunk)]).double() for rows in (x, background))
     scale = max(float(output.abs().max()), float(base.abs().max()), torch.finfo(torch.float64).tiny)
     which = list(range(output.shape[1]) if outputs is None else outputs)
     if not which or not 0 <= min(which) <= max(which) < output.shape[1]:
         raise ConfigError(f"outputs must be some of 0 to {output.shape[1] - 1}, not {which}")
     start = torch.eye(output.shape[1]).to(like)[which]
     values = torch.zeros(len(x), len(which), x.shape[1], dtype=torch.float64, device=like.device)
-    for some in background.split(chunk):
-        kept = _forward(chain, some)
-        for rows in torch.arange(len(x), device=like.device).split(max(1, chunk // len(some))):
-            m = _multipliers(chain, _forward(chain, x[rows]), kept, start, adjoint)
-            step = x[rows, None] - some
-            m = m.expand(step.shape[0] * step.shape[1], -1, -1).unflatten(0, step.shape[:2])
-            values[rows] += (m * step[:, :, None]).sum(1)
+    for x_part, sums in zip(_blocks(x, chunk), _blocks(values, chunk)):
+        of_x = _forward(chain, x_part)
+        for b_part in _blocks(background, chunk):
+            of_b, few = _forward(chain, b_part), max(1, chunk // len(b_part))
+            for i in range(0, len(x_part), few):
+                rows = slice(i, i + few)
+                m = _multipliers(chain, [tuple(t[rows] for t in kept) for kept in of_x], of_b, start, adjoint)
+                step = x_part[rows, None] - b_part
+                m = m.expand(step.shape[0] * step.shape[1], -1, -1).unflatten(0, step.shape[:2])
+                sums[rows] += (m * step[:, :, None]).sum(1)  # a view of values
     parts = (values / len(background), base.mean(0)[which], output[:, which])
     return _checked(Attribution(*(part.cpu().numpy() for part in parts), scale), chain, tolerance)
 
