@@ -261,7 +261,7 @@ values = {label: np.asarray(test_set.table[name], float) for name, label in PROP
 everyone = {label: np.asarray(train_set.table[name], float) for name, label in PROPERTIES.items()} | {"T-type": np.full(len(train_set), np.nan)}
 shown = {label: everyone[label] for label in (PROPERTIES["log_mass"], PROPERTIES["log_sfr"], PROPERTIES["log_ssfr"], "T-type")}
 d1, d2 = rotated["train"][:, 0], rotated["train"][:, 1]
-edges = tuple(np.linspace(*np.percentile(d, [0.5, 99.5]), 16) for d in (d1, d2))
+edges = tuple(np.linspace(*np.percentile(d, [4, 96]), 16) for d in (d1, d2))  # without the tail of extreme lines
 panels_1 = {}
 for label, value in shown.items():
     if np.isfinite(value).any(): panels_1[label] = median_map(d1, d2, value, edges)
