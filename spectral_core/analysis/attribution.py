@@ -106,9 +106,10 @@ def _slopes(module: nn.Module, x: Tensor, y: Tensor, b: Tensor, c: Tensor) -> Te
     x, y = x[:, None], y[:, None]
     step = x - b
     near = step.abs() <= torch.finfo(x.dtype).eps ** (1 / 3) * (x.abs() + b.abs())
+    near = near.flatten().nonzero()[:, 0]
     slope = (y - c).div_(step)
-    middle = (b + step / 2)[near]
-    slope[near] = torch.func.vjp(module, middle)[1](torch.ones_like(middle))[0]
+    middle = b.expand(step.shape).take(near) + step.take(near) / 2
+    slope.put_(near, torch.func.vjp(module, middle)[1](torch.ones_like(middle))[0])
     return slope.flatten(0, 1)
 
 # %% ../../nbs/65_analysis.attribution.ipynb #9a174079
@@ -142,28 +143,34 @@ def _forward(chain: list[_Layer], x: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 class _Adjoint:
-    "The transposed linear layers, by torch's own derivatives; made once for every number of rows."
+    "The transposed linear layers: a product where it is one, else torch's own derivative, made once for a number of rows."
 
     def __init__(self) -> None:
         self.made: dict[tuple[int, int], Callable] = {}
 
     def __call__(self, layer: _Layer, g: Tensor) -> Tensor:
         "Multipliers g (p, o, ...) of a layer's output as those of its input."
-        rows = g.reshape(-1, *layer.out)
-        key = id(layer.module), len(rows)
+        module, rows = layer.module, g.reshape(-1, *layer.out)
+        if isinstance(module, nn.Linear): return (rows @ module.weight).reshape(*g.shape[:2], *layer.given)
+        if isinstance(module, nn.BatchNorm1d):
+            scale = (module.running_var + module.eps).rsqrt() * (module.weight if module.affine else 1)
+            return g.mul_(scale.reshape(-1, *[1] * (len(layer.given) - 1)))
+        key = id(module), len(rows)
         if key not in self.made:
-            self.made[key] = torch.func.vjp(layer.module, rows.new_zeros(len(rows), *layer.given))[1]
+            self.made[key] = torch.func.vjp(module, rows.new_zeros(len(rows), *layer.given))[1]
         return self.made[key](rows)[0].reshape(*g.shape[:2], *layer.given)
 
 # %% ../../nbs/65_analysis.attribution.ipynb #d016059e
 def _multipliers(chain: list[_Layer], x: list, b: list, start: Tensor, adjoint: _Adjoint) -> Tensor:
     "Multipliers (n · B or 1, o, m) of pixels for outputs start (o, O), between rows kept in x and rows kept in b."
-    g = start[None]
+    g = start[None].clone()
     for layer, of_x, of_b in zip(reversed(chain), reversed(x), reversed(b)):
         g = g.reshape(*g.shape[:2], *layer.out)
         if not of_x: g = adjoint(layer, g)
         elif isinstance(layer.module, nn.MaxPool1d): g = _unpool(*of_x, *of_b, g)
-        else: g = g * _slopes(layer.module, *of_x, *of_b)[:, None]
+        else:
+            slope = _slopes(layer.module, *of_x, *of_b)[:, None]
+            g = g * slope if len(g) < len(slope) else g.mul_(slope)
     return g.flatten(2)
 
 # %% ../../nbs/65_analysis.attribution.ipynb #ef837509
