@@ -11,6 +11,7 @@ from torch import nn
 
 from spectral_core.analysis.attribution import Attribution, attribute, group_by_window, mean_absolute, rotate
 from spectral_core.core import ConfigError, DataError, RunError
+from spectral_core.models.vae import VAEConfig, VariationalAutoencoder, mean_network
 from spectral_core.spectra.container import Spectra
 from spectral_core.spectra.surveys import Survey
 from spectral_core.spectra.wavelength import Grid
@@ -226,7 +227,20 @@ def test_with_an_interaction_equal_steps_still_agree_and_unequal_ones_differ_by_
     assert 0.01 < np.abs(more).max() < 0.5 and more[-1] < 0 < more[0]
 
 
-# ---- masks, and what stays as it was
+# ---- our own encoder, masks, and what stays as it was
+
+
+@pytest.mark.parametrize("conditions", [(), ("mass",)])
+def test_latents_of_the_variational_autoencoder_are_explained_given_its_conditions(conditions):
+    torch.manual_seed(0)
+    survey = Survey("rest120", Grid("log", 3.53, 0.003, 120), resolution=((3000.0, 9000.0), (70.0, 70.0)))
+    model = VariationalAutoencoder(survey, 3, VAEConfig(channels=(3, 4), hidden=(20,), dropout=0.1, conditions=conditions)).eval()
+    context, x, background = torch.tensor([0.7])[: len(conditions)], spectra(4, 120), spectra(6, 120, seed=1)
+    found = attribute(mean_network(model, context if conditions else None), x, background, dtype=torch.float64)
+    with torch.no_grad():
+        latents = model.encode(x, torch.ones_like(x), context=context.expand(4, -1) if conditions else None)
+    assert np.allclose(found.output, latents, atol=1e-6) and found.additivity_error < 1e-7
+    assert found.values.shape == (4, 3, 120) and np.abs(found.values).max() > 1e-3 * found.scale
 
 
 def test_pixels_masked_in_both_contribute_nothing_and_one_masked_here_alone_counts_as_zero_flux():

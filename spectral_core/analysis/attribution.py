@@ -185,7 +185,7 @@ def _rows(x: np.ndarray | Tensor, like: Tensor, name: str) -> Tensor:
     if x.ndim != 2 or not len(x): raise DataError(f"{name} must be (n, m) with n > 0, not {tuple(x.shape)}")
     bad = ~torch.isfinite(x).all(1)
     if bad.any():
-        raise DataError(f"{name} row {int(bad.nonzero()[0])} holds NaN or infinity; set masked pixels to 0, as the model sees them")
+        raise DataError(f"{name} row {int(bad.nonzero()[0])} holds NaN or infinity; set masked pixels to what the model sees there, e.g. 0")
     return x
 
 # %% ../../nbs/65_analysis.attribution.ipynb #8fa4bf57
@@ -199,7 +199,7 @@ def _checked(found: Attribution, chain: list[_Layer], tolerance: float) -> Attri
 @torch.no_grad()
 def attribute(
     model: nn.Module,  # any chain of known layers, e.g. nn.Sequential(encoder, head): (n, m) → (n, o)
-    x: np.ndarray | Tensor,  # (n, m), as the model sees it: 0 under the mask
+    x: np.ndarray | Tensor,  # (n, m), as the model sees it: under the mask 0, or what it puts there
     background: np.ndarray | Tensor,  # (B, m), likewise
     *,
     outputs: Sequence[int] | None = None,  # the columns of the output that are explained; None: all
