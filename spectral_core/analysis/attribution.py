@@ -180,20 +180,37 @@ def _blocks(x: Tensor, size: int) -> tuple[Tensor, ...]:
 
 
 def _rows(x: np.ndarray | Tensor, like: Tensor, name: str) -> Tensor:
-    "x (n, m) on the device and of the type of the model; DataError where it has no rows, other dimensions or numbers that are not finite."
+    "x (n, m) like the parameters of the model; DataError where it has no rows, other dimensions or numbers that are not finite."
     x = torch.as_tensor(x).detach().to(like)
     if x.ndim != 2 or not len(x): raise DataError(f"{name} must be (n, m) with n > 0, not {tuple(x.shape)}")
     bad = ~torch.isfinite(x).all(1)
     if bad.any():
-        raise DataError(f"{name} row {int(bad.nonzero()[0])} holds NaN or infinity; set masked pixels to what the model sees there, e.g. 0")
+        row = int(bad.nonzero()[0])
+        raise DataError(f"{name} row {row} holds NaN or infinity; set masked pixels to what the model sees there, e.g. 0")
     return x
+
+# %% ../../nbs/65_analysis.attribution.ipynb #b70c9565
+def _mean_contributions(chain: list[_Layer], x: Tensor, background: Tensor, start: Tensor, chunk: int) -> Tensor:
+    "Contributions (n, o, m) float64 of pixels of x (n, m) to outputs start (o, O), mean over background (B, m)."
+    values, adjoint = torch.zeros(len(x), len(start), x.shape[1], dtype=torch.float64, device=x.device), _Adjoint()
+    for some, sums in zip(_blocks(x, chunk), _blocks(values, chunk)):
+        of_x = _forward(chain, some)
+        for b in _blocks(background, chunk):
+            of_b, few = _forward(chain, b), max(1, chunk // len(b))
+            for rows in (slice(i, i + few) for i in range(0, len(some), few)):
+                step = some[rows, None] - b
+                m = _multipliers(chain, [tuple(t[rows] for t in kept) for kept in of_x], of_b, start, adjoint)
+                m = m.expand(step.shape[0] * step.shape[1], -1, -1).unflatten(0, step.shape[:2])
+                sums[rows] += (m * step[:, :, None]).sum(1)  # a view of values
+    return values / len(background)
 
 # %% ../../nbs/65_analysis.attribution.ipynb #8fa4bf57
 def _checked(found: Attribution, chain: list[_Layer], tolerance: float) -> Attribution:
     "The same attribution; RunError where its sums miss the outputs by more than the tolerance."
     if found.additivity_error <= tolerance: return found
-    raise RunError(f"contributions miss the output by {found.additivity_error:.1e} of its scale, more than {tolerance:.0e}, in a network of "
-                   f"{_names([type(layer.module) for layer in chain])}; try dtype=torch.float64, which tells rounding from a layer treated wrongly")
+    layers = _names([type(layer.module) for layer in chain])
+    raise RunError(f"contributions miss the output by {found.additivity_error:.1e} of its scale, more than {tolerance:.0e}, in a "
+                   f"network of {layers}; try dtype=torch.float64, which tells rounding from a layer treated wrongly")
 
 # %% ../../nbs/65_analysis.attribution.ipynb #166febc8
 @torch.no_grad()
@@ -215,25 +232,14 @@ def attribute(
     like = next(model.parameters(), torch.as_tensor(background).new_zeros((), dtype=dtype))
     x, background = _rows(x, like, "x"), _rows(background, like, "background")
     if x.shape[1] != background.shape[1]: raise DataError(f"x has {x.shape[1]} pixels, the background {background.shape[1]}")
-    chain, adjoint = _chain(model, torch.cat([x[:1], background[:1]])), _Adjoint()
+    chain = _chain(model, torch.cat([x[:1], background[:1]]))
     output, base = (torch.cat([model(part) for part in _blocks(rows, chunk)]).double() for rows in (x, background))
     scale = max(float(output.abs().max()), float(base.abs().max()), torch.finfo(torch.float64).tiny)
     which = list(range(output.shape[1]) if outputs is None else outputs)
     if not which or not 0 <= min(which) <= max(which) < output.shape[1]:
         raise ConfigError(f"outputs must be some of 0 to {output.shape[1] - 1}, not {which}")
-    start = torch.eye(output.shape[1]).to(like)[which]
-    values = torch.zeros(len(x), len(which), x.shape[1], dtype=torch.float64, device=like.device)
-    for x_part, sums in zip(_blocks(x, chunk), _blocks(values, chunk)):
-        of_x = _forward(chain, x_part)
-        for b_part in _blocks(background, chunk):
-            of_b, few = _forward(chain, b_part), max(1, chunk // len(b_part))
-            for i in range(0, len(x_part), few):
-                rows = slice(i, i + few)
-                m = _multipliers(chain, [tuple(t[rows] for t in kept) for kept in of_x], of_b, start, adjoint)
-                step = x_part[rows, None] - b_part
-                m = m.expand(step.shape[0] * step.shape[1], -1, -1).unflatten(0, step.shape[:2])
-                sums[rows] += (m * step[:, :, None]).sum(1)  # a view of values
-    parts = (values / len(background), base.mean(0)[which], output[:, which])
+    values = _mean_contributions(chain, x, background, torch.eye(output.shape[1]).to(like)[which], chunk)
+    parts = (values, base.mean(0)[which], output[:, which])
     return _checked(Attribution(*(part.cpu().numpy() for part in parts), scale), chain, tolerance)
 
 # %% ../../nbs/65_analysis.attribution.ipynb #166c7fe1
@@ -258,7 +264,8 @@ def mean_absolute(values: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/65_analysis.attribution.ipynb #6e7c3284
 def rotate(attribution: Attribution, axes: np.ndarray, center: np.ndarray | None = None) -> Attribution:
-    "The attribution of axes @ (output − center): axes (k, o) orthonormal rows, e.g. of a PCA; center (o,) moves only what is expected."
+    """The attribution of axes @ (output − center): axes (k, o) with orthonormal rows, e.g. of a PCA; center (o,) moves
+    output and expectation alike, and no contribution."""
     axes = np.asarray(axes, dtype=float)
     n_output = len(attribution.expected)
     if axes.ndim != 2 or axes.shape[1] != n_output: raise DataError(f"axes must be (k, {n_output}), not {axes.shape}")
