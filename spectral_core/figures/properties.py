@@ -187,7 +187,7 @@ def plot_traversals(
     for ax, (name, walk) in zip(axes[:, 0], spectra.items()): _walk(ax, wave, name, *walk)
     _mark(axes[:, 0], wave.min(), wave.max(), MARKS if names is None else names)
     if not all(np.all(inside) for *_, inside in spectra.values()):
-        figure.legend(handles=[Line2D([], [], color="0.7", ls="--", label="no data around this step")], loc="outside lower right")
+        figure.legend(handles=[Line2D([], [], color="0.7", ls="--", label="no data around this step")], loc="outside lower center")
     axes[-1, 0].set(xlabel="rest wavelength (Å, vacuum)", xlim=(wave.min(), wave.max()))
     figure.supylabel("flux (normalised)", fontsize=9)
     return figure
@@ -211,7 +211,7 @@ def plot_information(table: Table) -> Figure:
                 ax.text(i, np.nan_to_num(null[i]), " no value", rotation=90, ha="center", va="bottom", color="0.5", fontsize=7)
         ax.set(title=name, xlim=(-0.6, len(part) - 0.4), xticks=x, xticklabels=part["latent"])
     panels[0].set_ylim(bottom=1.3 * min(0.0, np.nanmin(_plain(table["mi"]) - np.nan_to_num(_plain(table["error"])))))
-    figure.legend(handles=[Line2D([], [], color=MODEL, label="95 % of unrelated quantities")], loc="outside lower right")
+    figure.legend(handles=[Line2D([], [], color=MODEL, label="95 % of unrelated quantities")], loc="outside lower center")
     figure.supylabel("mutual information (nats)", fontsize=9)
     return figure
 
