@@ -9,7 +9,6 @@ latents.
 """
 
 import argparse
-import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from astropy.table import Table
+from page import processor
 
 from spectral_core import predict
 from spectral_core.analysis.dimension import COLUMNS, Choice, choose_dimension, synthetic_manifold
@@ -70,12 +70,6 @@ def cells(dimension: int, seed: int, choice: Choice) -> list:
     right = "yes" if choice.dimension == dimension else "**no**"
     others = [choice.best, choice.by_bic, choice.by_bic_total, choice.by_bic_iwae, choice.elbow, round(choice.active)]
     return [dimension, seed, choice.dimension, right, *others]
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x] if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def page(rows: list[list], bounds: list[list], seconds: float, n_seed: int) -> str:

@@ -9,9 +9,7 @@ divergence). One thread works, and its CPU time is counted.
 """
 
 import argparse
-import platform
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from page import processor, seconds, table
 from torch import Tensor, nn
 
 from spectral_core.models.flows import FlowConfig, MaskedAutoregressiveFlow, SplineFlow
@@ -75,13 +74,6 @@ def methods(n_faithful: int) -> dict[str, tuple[str, Callable[[Data], Fitted]]]:
 # ---- measuring
 
 
-def seconds(work: Callable[[], Fitted]) -> tuple[Fitted, float]:
-    "What the work gives, and its CPU time."
-    start = time.process_time()
-    done = work()
-    return done, time.process_time() - start
-
-
 def row(name: str, about: str, make: Callable[[Data], Fitted], data: Data) -> str:
     "Fit one density, hold it against the truth, and give its row of the table."
     (density, n), cost = seconds(lambda: make(data))
@@ -106,16 +98,6 @@ def compare(n: int, n_iter: int, data: Data) -> str:
 
 
 # ---- the page
-
-
-def table(titles: list[str], rows: list[str]) -> str:
-    return "\n".join([f"| {' | '.join(titles)} |", "|" + "---|" * len(titles), *rows])
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x] if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def page(rows: list[str], few: list[str], presets: str, truth: float) -> str:

@@ -8,16 +8,13 @@ is run three times in turn, and the fastest counts.
 """
 
 import argparse
-import platform
-import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.linalg
 import torch
+from page import processor, seconds, table
 
 from spectral_core.models.gaps import GapFiller, held_out_error
 
@@ -49,13 +46,6 @@ def tight(flux: np.ndarray, weight: np.ndarray, mean: np.ndarray, scaled: np.nda
         weighted = scaled * w
         out[i] = np.linalg.solve(weighted @ scaled.T + one, weighted @ (f - mean))
     return out
-
-
-def seconds(work: Callable[[], Any]) -> tuple[Any, float]:
-    "What the work gives, and its CPU time."
-    start = time.process_time()
-    done = work()
-    return done, time.process_time() - start
 
 
 def compare(n: int, m: int, k: int) -> str:
@@ -113,16 +103,6 @@ def whole(n: int, m: int, k: int, dtype: str) -> str:
     error = held_out_error(filler, flux[n:], weight[n:], run=20)
     cells = [n, m, k, dtype, len(filler.history), "yes" if filler.converged else "no", f"{fit:.1f}", f"{fill:.2f}"]
     return f"| {' | '.join(map(str, cells))} | {error.rms:.3f} | {error.bias:+.3f} |"
-
-
-def table(titles: list[str], rows: list[str]) -> str:
-    return "\n".join([f"| {' | '.join(titles)} |", "|" + "---|" * len(titles), *rows])
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x] if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -158,7 +158,6 @@ run.metric("label_rules", {str(row[rules.colnames[0]]): int(row["n"]) for row in
 rules
 
 # %%
-
 for name, key in (("star-forming", "share_star_forming"), ("composite", "share_composite"), ("narrow-line AGN", "share_agn"), ("broad-line", "share_broad"),
                   ("retired", "share_retired"), ("passive", "share_passive")):
     run.claim(key, float(np.mean(labels == name)), mock=True)
@@ -187,7 +186,7 @@ run.figure(maps.plot_planes({"mock": plane(lines, labels)}), "figure2", "Figure 
 #
 # How sure is a label? The confusion above answers for the mock: about four in five labels from measured lines are those of the true lines, and two
 # exposures of the same galaxies agree no better. Retired against passive is the weakest border, because it runs through the noise of a weak line on
-# top of an absorption. A purity of neighbours can never exceed this.
+# top of an absorption.
 
 # %% [markdown]
 # ## The autoencoder
@@ -228,7 +227,7 @@ run.metric("chi2_with_variance_up_by_7.5_percent", wider)
 wave = PAT2022.grid.wave
 excess = pixel_chi2(valid_set.flux, rebuilt, valid_set.weight)
 norm = np.nanmedian(np.where((wave > 5300) & (wave < 5850) & ~sample.mask, sample.flux, np.nan), axis=1)
-entropy = pixel_entropy(sample.flux * wave[5300 < wave].min() / wave / norm[:, None], ~sample.mask & (norm > 0)[:, None])
+entropy = pixel_entropy(sample.flux * 5300 / wave / norm[:, None], ~sample.mask & (norm > 0)[:, None])
 run.figure(panels.plot_pixel_chi2(wave, excess.chi2, excess.error), "figure14", "Figure 14: χ² − 1 of the validation set over wavelength.", mock=True)
 
 # %%
@@ -251,7 +250,7 @@ run.figure(panels.plot_entropy(wave, entropy, excess.chi2), "entropy", "Entropy 
 # breaks around 4000 Å are the opposite case. They hold more information than any other part of the continuum, every galaxy has them, and the
 # network gets them right. Where galaxies differ most is therefore not where the reconstruction fails most.
 #
-# Whether [O III] or Hα is worst depends on how many extreme active nuclei are in the sample; the claim below says which it is in this run. With
+# Whether [O III] or Hα is worst depends on how many extreme active nuclei are in the sample; the claims table says which it is in this run. With
 # real errors χ² has a second reason to rise, that the errors are too small: the paper's colleagues found 5 to 10 % of variance missing. The mock's
 # errors are right by construction, and the number recorded above says what such a factor would do.
 
@@ -296,8 +295,8 @@ z_map = np.asarray(sample.table["z"])[chosen]
 quiet = np.isin(names, ["passive", "retired"])
 scores = {name: {"purity": purity[name].value, "purity_error": purity[name].error, "purity_balanced": purity[name].balanced, "chance": purity[name].chance,
                  "purity_in_data": in_data[name].value, "trustworthiness": trustworthiness(x, first[name], seed=seed),
-                 "redshift_order": neighbour_correlation(first[name], z_map), "redshift_order_of_quiet": neighbour_correlation(first[name][quiet],
-                     z_map[quiet])}
+                 "redshift_order": neighbour_correlation(first[name], z_map),
+                 "redshift_order_of_quiet": neighbour_correlation(first[name][quiet], z_map[quiet])}
           for name, x in inputs.items()}
 run.metric("map_scores", scores)
 run.metric("purity_gain", gain._asdict())
