@@ -169,8 +169,10 @@ def _walk(ax: Axes, wave: np.ndarray, name: str, steps: np.ndarray, values: np.n
     for flux, value, seen in zip(steps, values, inside):
         if not seen: ax.plot(wave, flux, color="0.7", ls="--", lw=0.6, zorder=1)
         elif np.isfinite(value): ax.plot(wave, flux, color=scale.to_rgba(value), lw=0.8)
-    bar = ax.figure.colorbar(scale, ax=ax, pad=0.01, aspect=12, label=name)
-    if len(known) <= 7: bar.set_ticks(known, labels=[f"{value:.3g}" for value in known])
+    ax.figure.colorbar(scale, ax=ax, pad=0.01, aspect=12, label=name)
+    if inside.any():  # what no data stand behind may leave the panel
+        low, high = np.nanmin(steps[inside]), np.nanmax(steps[inside])
+        ax.set_ylim(min(low, 0), high + 0.08 * (high - low))
 
 # %% ../../nbs/77_figures.properties.ipynb #74b04077
 @styled
