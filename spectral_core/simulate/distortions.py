@@ -17,7 +17,8 @@ from ..spectra.surveys import SDSS, Survey, get_survey
 from ..spectra.wavelength import resample_rest
 
 # %% auto #0
-__all__ = ['level', 'split_lines', 'emission', 'power_law', 'bridge_gaps', 'sky_spectrum', 'miscalibration']
+__all__ = ['level', 'move_lines', 'split_lines', 'emission', 'power_law', 'bridge_gaps', 'sky_spectrum', 'miscalibration',
+           'arm_shares']
 
 # %% ../../nbs/35_simulate.distortions.ipynb #64bcfb3d
 def level(flux: Tensor, survey: str | Survey) -> Tensor:
@@ -27,12 +28,17 @@ def level(flux: Tensor, survey: str | Survey) -> Tensor:
     return flux[:, window].median(dim=1, keepdim=True).values
 
 # %% ../../nbs/35_simulate.distortions.ipynb #cc8f5b77
+def move_lines(lines: Tensor, survey: str | Survey, velocity: Tensor, share: Tensor) -> Tensor:
+    "Emission (n, m) in k components: a `share` (n, k) of its flux at each `velocity` (n, k) in km/s."
+    grid, beta = get_survey(survey).grid, velocity / C_KMS
+    moved = (resample_rest(lines, grid, grid, b)[0] / (1 + b)[:, None].float() for b in beta.T)
+    return sum(part[:, None].float() * light for part, light in zip(share.T, moved))
+
+
 def split_lines(lines: Tensor, survey: str | Survey, separation: Tensor, share: Tensor) -> Tensor:
     "Emission (n, m) in two velocity components `separation` (n,) km/s apart, a `share` (n,) of it in the red one."
-    grid = get_survey(survey).grid
-    moved = lambda beta: resample_rest(lines, grid, grid, beta)[0] / (1 + beta)[:, None].float()
-    red, blue = moved((1 - share) * separation / C_KMS), moved(-share * separation / C_KMS)
-    return share[:, None].float() * red + (1 - share)[:, None].float() * blue
+    share = torch.stack([share, 1 - share], 1)
+    return move_lines(lines, survey, torch.stack([share[:, 1], -share[:, 0]], 1) * separation[:, None], share)
 
 # %% ../../nbs/35_simulate.distortions.ipynb #7789d932
 def emission(
@@ -89,3 +95,14 @@ def miscalibration(survey: str | Survey, rms: Tensor, plate: int) -> Tensor:
     modes = smooth_modes(grid.n, 400 * grid.n / SDSS.grid.n)
     curve = hashed_normals(torch.tensor([plate]), len(modes)) @ torch.tensor(modes, dtype=torch.float32)
     return (1 + rms[:, None].float() * curve / curve.std()).clamp(min=0.1)
+
+# %% ../../nbs/35_simulate.distortions.ipynb #99635aac
+def arm_shares(survey: str | Survey) -> Tensor:
+    "(arms, m) share of every pixel that comes from each arm: 1 where it is alone, a linear ramp where two overlap."
+    survey = get_survey(survey)
+    if not survey.arms: raise SpectrumError(f"the survey {survey.name} names no arms")
+    wave, ends = survey.grid.wave, np.array([arm[1:] for arm in survey.arms])
+    gap = np.maximum(ends[:-1, 1] - ends[1:, 0], 1e-3)
+    ramp = np.clip((wave - ends[1:, :1]) / gap[:, None], 0, 1)  # of each arm but the first, over the one before
+    below, above = np.ones((1, len(wave))), np.zeros((1, len(wave)))
+    return torch.tensor(np.vstack([below, ramp]) - np.vstack([ramp, above]), dtype=torch.float32)
