@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .batching import out_of_memory
-from .core import RunError, SpectrumError, pick_device
+from .core import DataError, RunError, SpectrumError, pick_device
+from .spectra.conditions import check_told
 
 # %% auto #0
 __all__ = ['check_grid', 'in_batches', 'encode', 'reconstruct', 'rest_spectrum', 'chi2', 'log_prob', 'latent_covariance']
@@ -42,6 +43,7 @@ def in_batches(function: Callable[[slice], np.ndarray], n: int, batch_size: int)
 def _apply(model: nn.Module, spectra: Any, function: Callable[[Any], Tensor], shape: tuple[int, ...], batch_size: int, device: str) -> np.ndarray:
     "float64 rows of `function(batch)`, NaN for spectra with a fatal flag."
     check_grid(model, spectra)
+    check_told(spectra, getattr(model, "names", ()))
     device = pick_device(device)
     model = model.to(device).eval()
 
@@ -63,26 +65,39 @@ def encode(model: nn.Module, spectra: Any, *, batch_size: int = 256, device: str
 def reconstruct(model: nn.Module, spectra: Any, *, batch_size: int = 256, device: str = "auto") -> np.ndarray:
     "Model spectra (n, m) in units of the normalisation, at the spectra's own redshifts; NaN rows as in `encode`."
     shape = (model.survey.grid.n,)
-    return _apply(model, spectra, lambda b: model.reconstruct(model.encode(*b), b.z), shape, batch_size, device)
+    return _apply(model, spectra, lambda b: model.reconstruct(model.encode(*b), *b[2:]), shape, batch_size, device)
 
 
-def rest_spectrum(model: nn.Module, latents: np.ndarray, *, batch_size: int = 1024, device: str = "auto") -> np.ndarray:
-    "Rest-frame spectra (n, L) of latents (n, S), on `model.rest`; NaN rows for latents that are not finite."
+def rest_spectrum(
+    model: nn.Module,
+    latents: np.ndarray,  # (n, S)
+    context: np.ndarray | Tensor | None = None,  # (n, C), or (C,) for all: what a conditional model is told
+    *,
+    batch_size: int = 1024,
+    device: str = "auto",
+) -> np.ndarray:
+    "Rest-frame spectra (n, L) of latents, on `model.rest`; NaN rows for latents that are not finite. DataError for a wrong context."
     device, latents = pick_device(device), np.asarray(latents, dtype=np.float32)
-    model = model.to(device).eval()
+    model, out = model.to(device).eval(), np.full((len(latents), model.rest.n), np.nan)
+    rows, told = np.flatnonzero(np.isfinite(latents).all(axis=1)), []
+    if context is not None:
+        context = torch.as_tensor(context, dtype=torch.float32, device=device)
+        if context.ndim > 1 and len(context) != len(latents): raise DataError(f"{len(context)} rows of conditions for {len(latents)} of latents")
+        told = [context.expand(len(latents), -1)]
 
-    def some(rows: slice) -> np.ndarray:
-        with torch.no_grad(): return model.decode(torch.as_tensor(latents[rows], device=device)).double().cpu().numpy()
+    def some(part: slice) -> np.ndarray:
+        given = (torch.as_tensor(a, device=device)[rows[part]] for a in (latents, *told))
+        with torch.no_grad(): return model.decode(*given).double().cpu().numpy()
 
-    parts = in_batches(some, len(latents), batch_size)
-    return np.concatenate(parts) if parts else np.empty((0, model.rest.n))
+    if len(rows): out[rows] = np.concatenate(in_batches(some, len(rows), batch_size))
+    return out
 
 # %% ../nbs/51_predict.ipynb #38377271
 def chi2(model: nn.Module, spectra: Any, *, batch_size: int = 256, device: str = "auto") -> dict[str, np.ndarray]:
     "`chi2_all` and `chi2_valid` (n,): χ² of the reconstruction per pixel of the grid and per unmasked modelled pixel."
 
     def both(b: Any) -> Tensor:
-        flux, inside = model.observe(model.decode(model.encode(*b)).float(), b.z)
+        flux, inside = model.observe(model.decode(model.encode(*b), *b[3:]).float(), b.z)
         weight = torch.where(inside, b.weight, 0)
         total = (weight * (b.flux - flux).square()).sum(1)
         return torch.stack([total / weight.shape[1], total / (weight > 0).sum(1).clamp(min=1)], 1)
@@ -108,7 +123,7 @@ def _jacobian(model: nn.Module, b: Any) -> Tensor:
     "Derivatives (n, S, m) of the latents by the flux of good pixels."
     with torch.enable_grad():
         flux = b.flux.clone().requires_grad_(True)
-        latents = model.encode(flux, b.weight, b.z)
+        latents = model.encode(flux, *b[1:])
         rows = [torch.autograd.grad(column.sum(), flux, retain_graph=True)[0] for column in latents.unbind(1)]
     return torch.stack(rows, 1) * (b.weight > 0)[:, None]
 

@@ -1,13 +1,18 @@
 """Many spectra through one model: the same rows in any batch, whatever memory there is, and errors that are the scatter."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from astropy.table import Table
 
-from spectral_core.core import RunError
+from spectral_core.core import DataError, RunError
 from spectral_core.models.autoencoder import AutoencoderConfig, RedshiftAutoencoder
 from spectral_core.models.flows import FlowConfig, MaskedAutoregressiveFlow
+from spectral_core.models.vae import SMALL, VariationalAutoencoder, active_units, iwae
 from spectral_core.predict import chi2, encode, in_batches, latent_covariance, log_prob, reconstruct, rest_spectrum
+from spectral_core.spectra.conditions import ConditionedSpectra
 from spectral_core.spectra.container import Spectra, concatenate
 from spectral_core.spectra.surveys import SDSS
 
@@ -125,6 +130,78 @@ def test_fault_33_log_prob_of_what_is_not_finite_is_nan():
         assert np.flatnonzero(np.isnan(found)).tolist() == [7, 9, 11]
         keep = np.isfinite(found)
         np.testing.assert_allclose(found[keep], expected[keep], atol=1e-4)
+
+
+# ---- models that are told conditions
+
+
+@pytest.fixture(scope="module")
+def told():
+    "Row 4 has no good pixel and no mass."
+    mass = np.where(np.arange(9) == 4, np.nan, np.linspace(9, 11, 9))
+    return ConditionedSpectra(sample(table=Table({"mass": mass, "dust": np.arange(9.0) % 4})), ["mass", "dust"])
+
+
+@pytest.fixture(scope="module")
+def conditional(told):
+    "Untrained, and with conditions so loud that one left out would be seen."
+    torch.manual_seed(0)
+    model = VariationalAutoencoder(SDSS, 3, replace(SMALL, conditions=told.names, likelihood="ivar"))
+    return model.standardise(told[told.good].to("cpu")).eval()
+
+
+@every_call
+def test_a_row_of_a_conditional_model_depends_on_nothing_but_itself(call, conditional, told):
+    together, order = call(conditional, told), np.array([8, 0, 4, 3, 6])
+    assert np.isfinite(together).reshape(9, -1).all(1).tolist() == told.good.tolist()
+    np.testing.assert_allclose(call(conditional, told, batch_size=2), together, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(call(conditional, told[order]), together[order], rtol=1e-3, atol=1e-4)
+
+
+def test_encoder_and_decoder_are_both_told(conditional, told):
+    "Everything equals the direct computation with the conditions; with others it is something else."
+    part = told[told.good]
+    batch = part.to("cpu")
+    with torch.no_grad():
+        latents = conditional.encode(*batch)
+        model_flux = conditional.decode(latents, batch.context)
+        other = conditional.decode(latents, batch.context.flip(0))
+    np.testing.assert_allclose(encode(conditional, part), latents, atol=1e-5)
+    np.testing.assert_allclose(reconstruct(conditional, part), model_flux, atol=1e-5)
+    np.testing.assert_allclose(rest_spectrum(conditional, latents, part.context), model_flux, atol=1e-5)
+    total = (part.weight * (part.flux - model_flux.numpy()) ** 2).sum(1)
+    np.testing.assert_allclose(chi2(conditional, part)["chi2_all"], total / M, rtol=1e-4)
+    assert (model_flux - other).abs().max() > 0.01
+    covariance = latent_covariance(conditional, part[:1])
+    assert covariance.shape == (1, 3, 3) and (np.linalg.eigvalsh(covariance) > 0).all()
+
+
+def test_rest_spectra_of_latents_that_are_not_finite_need_no_conditions(conditional, told):
+    latents = encode(conditional, told)
+    found = rest_spectrum(conditional, latents, told.context)
+    assert np.array_equal(np.isfinite(found).all(1), told.good) and np.array_equal(np.isnan(found).all(1), ~told.good)
+    one = rest_spectrum(conditional, latents[:2], told.context[0])
+    np.testing.assert_allclose(one[0], found[0], atol=1e-5)
+    with pytest.raises(DataError, match="9 rows of conditions for 2 of latents"): rest_spectrum(conditional, latents[:2], told.context)
+    with pytest.raises(DataError, match=r"conditions \(mass, dust\), but context has 0 columns"): rest_spectrum(conditional, latents)
+    with pytest.raises(DataError, match="'mass' is not finite in 1 of 2 rows"):
+        rest_spectrum(conditional, np.zeros((2, 3)), [[np.nan, 1.0], [10.0, 1.0]])
+
+
+TOLD = CALLS | {"iwae": lambda model, spectra: iwae(model, spectra, 2), "active_units": active_units}
+
+
+@pytest.mark.parametrize("call", TOLD.values(), ids=TOLD)
+def test_a_model_that_is_told_other_things_than_the_spectra_hold_is_refused(call, conditional, told):
+    "Plain spectra, too few conditions, and the right ones in the wrong order, which no width would betray."
+    for wrong in (told.spectra, ConditionedSpectra(told.spectra, ["mass"]), ConditionedSpectra(told.spectra, ["dust", "mass"])):
+        with pytest.raises(DataError, match=r"give it ConditionedSpectra\(spectra, \['mass', 'dust'\]\)"): call(conditional, wrong)
+    with pytest.raises(DataError, match="give it the spectra without conditions"):
+        call(VariationalAutoencoder(SDSS, 3, SMALL).eval(), told)
+
+
+def test_an_autoencoder_that_knows_no_conditions_refuses_them(model, told):
+    with pytest.raises(DataError, match="told \\(\\)"): encode(model, told)
 
 
 # ---- errors of latents

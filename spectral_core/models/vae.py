@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Config, ConfigError, DataError, SpectrumError, pick_device
-from ..spectra.conditions import ConditionedBatch, check_conditions
+from ..spectra.conditions import ConditionedBatch, check_conditions, check_told
 from ..spectra.container import Batch
 from ..spectra.surveys import Survey, get_survey
 from ..spectra.wavelength import Grid
@@ -213,6 +213,7 @@ class VariationalAutoencoder(_Standardised):
 def _in_turn(model: VariationalAutoencoder, spectra: Any, function: Callable[[Any], Tensor], batch_size: int, device: str) -> np.ndarray:
     "float64 rows of `function(batch)` over the good spectra, in order."
     if spectra.survey.grid != model.rest: raise SpectrumError(f"the model reads a {model.rest}; these spectra are on a {spectra.survey.grid}")
+    check_told(spectra, model.names)
     rows, device = np.flatnonzero(spectra.good), pick_device(device)
     if not len(rows): raise DataError(f"none of the {len(spectra)} spectra can be used")
     model.to(device).eval()

@@ -16,7 +16,7 @@ from ..core import DataError, nearest
 from .container import Spectra
 
 # %% auto #0
-__all__ = ['check_conditions', 'ConditionedBatch', 'ConditionedSpectra']
+__all__ = ['check_conditions', 'ConditionedBatch', 'ConditionedSpectra', 'check_told']
 
 # %% ../../nbs/15_spectra.conditions.ipynb #2845d125
 def check_conditions(context: Tensor, names: Sequence[str]) -> None:
@@ -66,3 +66,11 @@ class ConditionedSpectra:
     def to(self, device: str = "cpu") -> ConditionedBatch:
         "Flux, weight, z and conditions as tensors on a device."
         return ConditionedBatch(*self.spectra.to(device), self.context.to(device))
+
+# %% ../../nbs/15_spectra.conditions.ipynb #063fab5e
+def check_told(spectra: Any, names: Sequence[str]) -> None:
+    "DataError where `spectra` do not come with the conditions `names` of a model, in that order."
+    told, names = tuple(getattr(spectra, "names", ())), tuple(names)
+    if told == names: return
+    give = f"ConditionedSpectra(spectra, {list(names)})" if names else "the spectra without conditions"
+    raise DataError(f"the model is told ({', '.join(names)}), but these spectra come with ({', '.join(told)}): give it {give}")
