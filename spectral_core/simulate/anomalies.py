@@ -6,26 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from astropy.table import Table, vstack
+from astropy.table import Table
 from torch import Tensor
 
-from ..core import ConfigError, generator, nearest, seed_from
+from ..core import ConfigError, nearest, seed_from
 from .distortions import bridge_gaps, emission, level, miscalibration, power_law, sky_spectrum, split_lines
 from .emission import C_KMS
 from .galaxy import make_galaxies, observed
-from .instrument import add_noise, quoted_sigma, snr
-from .population import draw_population
+from .scene import Scene, draw_hosts, expose, group_table, other_galaxy, set_scene
 from .stars import star_spectra
-from .visibility import VISIBLE, difference_chi2
 from ..spectra.container import Spectra, concatenate
 from ..spectra.surveys import Survey, get_survey
 
 # %% auto #0
-__all__ = ['GROUPS', 'MAKERS', 'Scene', 'plant', 'plant_all']
+__all__ = ['GROUPS', 'CLOUD', 'MAKERS', 'plant', 'plant_all']
 
 # %% ../../nbs/37_simulate.anomalies.ipynb #baa560f9
 _GROUPS = """
@@ -68,16 +65,7 @@ wrong_redshift       | (issue)            |  - | 0.05 | 0.25 | error of the reds
 """
 
 
-def _group_table() -> Table:
-    lines = _GROUPS.strip().splitlines()
-    facts, reason = ([x.strip() for x in line.split("|")] for line in lines[::2]), [x.strip() for x in lines[1::2]]
-    name, label, count, low, high, unit = (list(column) for column in zip(*facts))
-    return Table({"group": name, "paper_label": label, "paper_count": [0 if c == "-" else int(c) for c in count],
-                  "low": np.array(low, float), "high": np.array(high, float), "unit": unit, "reason": reason,
-                  "planted": np.array(high, float) > 0})
-
-
-GROUPS = _group_table()  # group, paper_label, paper_count, low, high, unit, reason, planted
+GROUPS = group_table(_GROUPS)  # group, paper_label, paper_count, low, high, unit, reason, planted
 
 # %% ../../nbs/37_simulate.anomalies.ipynb #ae1def2b
 _EMITTING = ("star-forming", "composite", "seyfert")
@@ -91,55 +79,13 @@ _HOSTS: dict[str, tuple[tuple[str, ...], float]] = {  # classes (all where empty
 
 
 def _hosts(group: str, n: int, seed: int, role: str = "host") -> Table:
-    "n drawn (not yet completed) ordinary galaxies fit for a group."
     classes, z_max = _HOSTS.get(group, ((), 0.30)) if role == "host" else ((), 0.45)
-    parts, found, block = [], 0, 0
-    while found < n:
-        drawn = draw_population(256, seed_from("anomaly", role, group, seed), block, population="main", broad_line=0.0)
-        fit = (drawn["z"] < z_max) & (np.isin(drawn["class"], classes) if classes else True)
-        parts, found, block = [*parts, drawn[fit]], found + int(fit.sum()), block + 1
-    return vstack(parts, metadata_conflicts="silent")[:n]
-
-
-class Scene(NamedTuple):
-    "n ordinary galaxies about to be changed."
-
-    group: str
-    seed: int
-    survey: Survey
-    truth: Table  # drawn hosts
-    amplitude: np.ndarray  # (n,)
-    u: np.ndarray  # (n, 6) uniforms
-    continuum: Tensor  # (n, m) of the ordinary hosts, noise-free
-    lines: Tensor  # (n, m)
-
-    @property
-    def z(self) -> np.ndarray:
-        return np.asarray(self.truth["z"], float)
-
-    @property
-    def host(self) -> Tensor:
-        "The ordinary spectra (n, m)."
-        return self.continuum + self.lines
-
-    def tensor(self, values: np.ndarray) -> Tensor:
-        "(n,) as float32 tensor."
-        return torch.as_tensor(np.asarray(values, np.float32), device=self.continuum.device)
-
-    def remade(self, **columns: np.ndarray | float) -> tuple[Tensor, Tensor]:
-        "Continuum and lines of the same galaxies with other physics, at the same magnitude in the fibre."
-        truth = self.truth.copy()
-        for name, value in columns.items(): truth[name] = np.broadcast_to(value, len(truth)).copy()
-        return observed(truth, self.z, self.survey)
+    return draw_hosts(n, seed_from("anomaly", role, group, seed), classes=classes, z_max=z_max)
 
 # %% ../../nbs/37_simulate.anomalies.ipynb #9012b9e3
 def _blend_galaxy(s: Scene) -> tuple[Tensor, dict]:
-    second = _hosts(s.group, len(s.z), s.seed, "second")
-    z = np.asarray(second["z"], float)
-    z = np.where(abs(z - s.z) < 0.02 * (1 + s.z), s.z + 0.03 * (1 + s.z), z)
-    light = sum(observed(second, z, s.survey))
-    scale = s.tensor(s.amplitude)[:, None] * level(s.host, s.survey) / level(light, s.survey)
-    return s.host + scale * light, {"z_second": z}
+    light, z = other_galaxy(s, _hosts(s.group, len(s.z), s.seed, "second"), s.amplitude)
+    return s.host + light, {"z_second": z}
 
 
 def _blend_star(s: Scene) -> tuple[Tensor, dict]:
@@ -189,7 +135,7 @@ def _bright_hii(s: Scene) -> tuple[Tensor, dict]:
 
 # %% ../../nbs/37_simulate.anomalies.ipynb #9dd4c32d
 _WR_BUMP = {4687.0: 1.0, 4642.0: 0.5, 4659.6: 0.3, 5809.5: 0.5}
-_CLOUD = {5008.24: 1.0, 4960.295: 0.335, 4862.692: 0.09, 6564.614: 0.28, 6585.273: 0.22, 6549.861: 0.074,
+CLOUD = {5008.24: 1.0, 4960.295: 0.335, 4862.692: 0.09, 6564.614: 0.28, 6585.273: 0.22, 6549.861: 0.074,
           3727.092: 0.12, 3729.875: 0.16, 3869.86: 0.08, 4364.436: 0.015, 4687.02: 0.03, 6302.046: 0.04,
           6718.294: 0.06, 6732.674: 0.05}
 
@@ -205,7 +151,7 @@ def _with_lines(lines: dict[float, float], sigma_kms: float, narrow: dict[float,
 
 
 def _extended_oiii(s: Scene) -> tuple[Tensor, dict]:
-    cloud = emission(s.continuum, s.z, s.survey, _CLOUD, s.amplitude, 120.0)
+    cloud = emission(s.continuum, s.z, s.survey, CLOUD, s.amplitude, 120.0)
     share = torch.as_tensor(0.2 + 0.6 * s.u[:, 1])
     return s.host + split_lines(cloud, s.survey, torch.full_like(share, 300.0), share), {}
 
@@ -242,22 +188,7 @@ MAKERS: dict[str, Callable[[Scene], tuple[Tensor, dict]]] = {
 
 # %% ../../nbs/37_simulate.anomalies.ipynb #22c053a6
 def _scene(group: str, n: int, survey: Survey, seed: int) -> Scene:
-    "n ordinary hosts and the amplitudes of what will happen to them."
-    row = GROUPS[GROUPS["group"] == group][0]
-    truth = _hosts(group, n, seed)
-    u = generator("anomaly", group, seed).random((n, 6))
-    amplitude = row["low"] * (row["high"] / row["low"]) ** u[:, 0]
-    return Scene(group, seed, survey, truth, amplitude, u, *observed(truth, None, survey))
-
-
-def _truth(s: Scene, extra: dict, expected: np.ndarray, chi2: np.ndarray) -> Table:
-    n, nan = len(s.z), np.full(len(s.z), np.nan)
-    return Table({
-        "group": [s.group] * n, "amplitude": s.amplitude, "visible": chi2 >= VISIBLE, "difference_chi2": chi2,
-        "z_true": extra.get("z_true", s.z), "z_second": extra.get("z_second", nan), "teff": extra.get("teff", nan),
-        "star": np.asarray(extra.get("star", [""] * n), dtype="U16"), "sn_expected": expected,
-        "host_class": np.asarray(s.truth["class"], dtype="U16"), "r_fibre": np.asarray(s.truth["r_fibre"]),
-    })
+    return set_scene(GROUPS[GROUPS["group"] == group][0], _hosts(group, n, seed), survey, seed)
 
 
 def plant(
@@ -274,16 +205,7 @@ def plant(
         raise ConfigError(f"group {group!r} is listed, not planted: no template" if known else
                           f"no group {group!r}; did you mean {nearest(group, MAKERS) or ', '.join(MAKERS)!r}?")
     s = _scene(group, n, get_survey(survey), seed)
-    odd, extra = MAKERS[group](s)
-    z, expected = extra.get("z", s.z), snr(odd, s.survey)
-    scale = torch.ones(n) if sn is None else expected / sn
-    sigma = quoted_sigma(odd, s.survey) * scale[:, None]
-    chi2 = difference_chi2(odd - extra.get("host", s.host), sigma, z, s.survey)
-    id = (seed_from("anomaly", group, s.survey.name, seed, str(sn)) >> 1) + np.arange(n)
-    flux, ivar, mask = add_noise(odd, s.survey, torch.as_tensor(id), noise_scale=scale)
-    if "gaps" in extra: flux = bridge_gaps(flux, *extra["gaps"])
-    table = _truth(s, extra, (expected / scale).numpy(), chi2)
-    return Spectra(flux.numpy(), ivar.numpy(), z, s.survey, mask=mask.numpy(), id=id, table=table)
+    return expose(s, *MAKERS[group](s), sn)
 
 
 def plant_all(n_per_group: int, survey: str | Survey = "sdss", seed: int = 0, *, sn: float | None = None) -> Spectra:
