@@ -140,3 +140,69 @@ def test_wrong_input_is_refused(sample, filler):
     with pytest.raises(DataError, match="nothing to hold out"): held_out_error(filler, flux[:5], np.zeros((5, 200)))
     with pytest.raises(RunError, match="call fit first"): GapFiller(3).transform(flux, weight)
     with pytest.raises(ConfigError, match="one component"): GapFiller(0)
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_what_stands_in_a_gap_does_not_matter_however_large(sample, dtype):
+    "Zeros, numbers without a square, NaN and infinity: the same fit, the same filled spectra."
+    _, flux, weight = sample
+    weight, found = weight.astype(dtype), []
+    for junk in (0, 1e30, -1e30, np.nan, np.inf):
+        there = np.where(weight > 0, flux, junk).astype(dtype)
+        filler = GapFiller(3, tolerance=1e-5).fit(there[:300], weight[:300])
+        found.append((filler.transform(there, weight), filler.history["chi2"]))
+    for filled, chi2 in found[1:]:
+        assert np.array_equal(filled, found[0][0]) and np.array_equal(chi2, found[0][1])
+
+
+def test_input_may_be_read_only_reversed_and_of_other_types_and_is_never_changed(sample, filler):
+    _, flux, weight = sample
+    flux = np.where(weight > 0, flux, 0)
+    before, expected = (flux.copy(), weight.copy()), filler.transform(flux, weight)
+    flux.flags.writeable = weight.flags.writeable = False
+    assert np.array_equal(filler.transform(flux, weight), expected)
+    assert np.array_equal(filler.transform(flux[::-1, ::-1][::-1, ::-1], weight), expected)
+    assert np.array_equal(filler.transform(flux.astype(">f8"), weight.astype(">f8")), expected)
+    assert np.isfinite(filler.transform(np.round(flux).astype(int), weight > 0)).all()
+    assert np.array_equal(GapFiller(3, tolerance=1e-5).fit(flux[:300], weight[:300]).transform(flux, weight), expected)
+    assert np.array_equal(flux, before[0]) and np.array_equal(weight, before[1])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_no_spectrum_or_a_few(sample, filler, n):
+    _, flux, weight = sample
+    assert np.allclose(filler.transform(flux[:n], weight[:n]), filler.transform(flux, weight)[:n], rtol=0, atol=1e-12)
+    assert filler.coefficients(flux[:n], weight[:n]).shape == (n, 3) and filler.fillable(flux[:n], weight[:n]).shape == (n,)
+    with pytest.raises(DataError, match=f"{n} of {n} have them"): GapFiller(3).fit(flux[:n], weight[:n])
+
+
+def test_negative_weights_are_gaps(sample, filler):
+    _, flux, weight = sample
+    assert np.array_equal(filler.transform(flux, np.where(weight > 0, weight, -5.0)), filler.transform(flux, weight))
+
+
+def test_a_constant_pixel_is_filled_with_its_constant(sample):
+    _, flux, weight = sample
+    flux = np.where((np.arange(200) == 60) & (weight > 0), 2.5, flux)
+    filler = GapFiller(3, tolerance=1e-6).fit(flux[:300], weight[:300])
+    hole = np.where(np.arange(200) == 60, 0, weight)
+    assert np.abs(filler.transform(flux, hole)[:, 60] - 2.5).max() < 1e-3
+
+
+def test_identical_spectra_have_components_without_strength():
+    "Nothing varies: the mean is all there is, and no number is lost."
+    flux, weight = np.tile(np.linspace(1, 2, 50), (30, 1)), np.full((30, 50), 100.0)
+    weight[::3, 10:14] = 0
+    filler = GapFiller(3).fit(flux, weight)
+    assert filler.converged and (filler.scale < 1e-6).all()
+    assert np.allclose(filler.transform(flux, weight), flux, atol=1e-9)
+
+
+def test_a_table_of_one_spectrum_without_its_axis_is_refused(sample, filler):
+    _, flux, weight = sample
+    for call in (filler.transform, filler.coefficients):
+        for wrong in ((flux[0], weight[0]), (1.0, 1.0), (flux[:4], weight[:3])):
+            with pytest.raises(DataError, match="one shape|pixels for components"): call(*wrong)

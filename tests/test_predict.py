@@ -182,8 +182,10 @@ def test_rest_spectra_of_latents_that_are_not_finite_need_no_conditions(conditio
     assert np.array_equal(np.isfinite(found).all(1), told.good) and np.array_equal(np.isnan(found).all(1), ~told.good)
     one = rest_spectrum(conditional, latents[:2], told.context[0])
     np.testing.assert_allclose(one[0], found[0], atol=1e-5)
-    with pytest.raises(DataError, match="9 rows of conditions for 2 of latents"): rest_spectrum(conditional, latents[:2], told.context)
-    with pytest.raises(DataError, match=r"conditions \(mass, dust\), but context has 0 columns"): rest_spectrum(conditional, latents)
+    with pytest.raises(DataError, match="9 rows of conditions for 2 of latents"):
+        rest_spectrum(conditional, latents[:2], told.context)
+    with pytest.raises(DataError, match=r"conditions \(mass, dust\), but context has 0 columns"):
+        rest_spectrum(conditional, latents)
     with pytest.raises(DataError, match="'mass' is not finite in 1 of 2 rows"):
         rest_spectrum(conditional, np.zeros((2, 3)), [[np.nan, 1.0], [10.0, 1.0]])
 
@@ -195,7 +197,8 @@ TOLD = CALLS | {"iwae": lambda model, spectra: iwae(model, spectra, 2), "active_
 def test_a_model_that_is_told_other_things_than_the_spectra_hold_is_refused(call, conditional, told):
     "Plain spectra, too few conditions, and the right ones in the wrong order, which no width would betray."
     for wrong in (told.spectra, ConditionedSpectra(told.spectra, ["mass"]), ConditionedSpectra(told.spectra, ["dust", "mass"])):
-        with pytest.raises(DataError, match=r"give it ConditionedSpectra\(spectra, \['mass', 'dust'\]\)"): call(conditional, wrong)
+        with pytest.raises(DataError, match=r"give it ConditionedSpectra\(spectra, \['mass', 'dust'\]\)"):
+            call(conditional, wrong)
     with pytest.raises(DataError, match="give it the spectra without conditions"):
         call(VariationalAutoencoder(SDSS, 3, SMALL).eval(), told)
 

@@ -5,7 +5,7 @@
 # %% ../../nbs/41_models.gaps.ipynb #f1d32ede
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -15,20 +15,28 @@ from astropy.table import Table
 from torch import Tensor
 
 from ..core import ConfigError, DataError, RunError
-from .pca import _normal_matrices
+from .pca import _products, _unpacked
 
 # %% auto #0
 __all__ = ['GapFiller', 'HeldOut', 'held_out_error']
 
 # %% ../../nbs/41_models.gaps.ipynb #c4df668a
+def _tensor(a: np.ndarray, dtype: np.dtype) -> Tensor:
+    "A tensor of the values, which are copied only where they have to be."
+    a = np.ascontiguousarray(a, dtype)
+    return torch.from_numpy(a if a.flags.writeable else a.copy())
+
+
 def _clean(flux: np.ndarray, weight: np.ndarray) -> tuple[Tensor, Tensor]:
-    "Tensors (n, m) of one floating type, both 0 in the gaps. DataError where they are not two tables of one shape."
+    "Tensors (n, m) of one floating type, numbers everywhere, weights 0 in the gaps. DataError where they are not two tables of one shape."
     flux, weight = np.asarray(flux), np.asarray(weight)
     if flux.ndim != 2 or flux.shape != weight.shape:
         raise DataError(f"flux and weight are tables (n, m) of one shape, not {flux.shape} and {weight.shape}")
     dtype = np.result_type(flux, weight, np.float32)
-    good = np.isfinite(flux) & (weight > 0) & (weight < np.inf)
-    return tuple(torch.from_numpy(np.where(good, a, 0).astype(dtype, copy=False)) for a in (flux, weight))
+    flux, weight = _tensor(flux, dtype), _tensor(weight, dtype)
+    if torch.isfinite(flux.sum() + weight.sum()) and (weight >= 0).all(): return flux, weight  # a sum of numbers alone is a number
+    good = flux.isfinite() & (weight > 0) & (weight < torch.inf)
+    return torch.where(good, flux, 0), torch.where(good, weight, 0)
 
 
 def _name_pixels(which: np.ndarray, wave: np.ndarray | None) -> str:
@@ -39,15 +47,39 @@ def _name_pixels(which: np.ndarray, wave: np.ndarray | None) -> str:
     return ", ".join(text) + (f" and {len(runs) - 5} more runs" if len(runs) > 5 else "")
 
 # %% ../../nbs/41_models.gaps.ipynb #22957150
-def _held_fit(target: Tensor, weight: Tensor, basis: Tensor, old: Tensor, h: Tensor | None = None) -> Tensor:
+def _held_solve(packed: Tensor, target: Tensor, old: Tensor, h: Tensor | None = None) -> Tensor:
     """For each row the x (K,) that minimises Σ_l w_l (y_l − Σ_k x_k B_kl)² + h |x − old|²: (n, K), and never singular.
 
-    `target` (n, L) is w·y, `basis` (K, L), `old` (n, K); without `h` it is a millionth of the mean of the diagonal.
+    `packed` (n, K (K + 1) / 2) are the distinct Σ_l w_l B_kl B_jl, `target` (n, K) is Σ_l w_l y_l B_kl; without `h` it is a
+    millionth of the mean of the diagonal.
     """
-    normal = _normal_matrices(weight, basis)
+    normal = _unpacked(packed, old.shape[1])
     if h is None: h = 1e-6 * normal.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-20
     normal.diagonal(dim1=1, dim2=2).add_(h)
-    return torch.linalg.solve(normal, target @ basis.T + h * old)
+    return torch.linalg.solve(normal, target + h * old)
+
+
+class _Model(NamedTuple):
+    "A mean (m,) and components (k, m), with the products that their normal matrices are made of."
+
+    mean: Tensor
+    components: Tensor
+    products: Tensor
+
+    def coefficients(self, x: Tensor, w: Tensor, old: Tensor, h: Tensor | None = None) -> Tensor:
+        "Weighted fit (n, k) of the components to x (n, m), held at `old` (n, k)."
+        weighted = (x - self.mean).mul_(w)
+        return _held_solve(w @ self.products.T, (self.components @ weighted.T).T, old, h)  # wide @ tall: the faster order
+
+    def __call__(self, c: Tensor) -> Tensor:
+        "Spectra (n, m) of coefficients (n, k)."
+        return torch.addmm(self.mean, c, self.components)
+
+
+def _blocks(n: int, m: int) -> list[slice]:
+    "Rows of a table (n, m), so many at a time as a cache holds."
+    step = max(1, 2**19 // m)
+    return [slice(start, start + step) for start in range(0, n, step)]
 
 
 def _principal(mean: Tensor, components: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,24 +101,47 @@ def _leading(x: Tensor, k: int, seed: int, n_iter: int = 2) -> Tensor:
     return v[:k] @ probe.T
 
 
+def _round(flux: Tensor, weight: Tensor, model: _Model, c: Tensor) -> tuple[_Model, Tensor]:
+    "Both fits once, from a model and coefficients (n, k) to the next ones, in one walk over the spectra."
+    k, old, new = c.shape[1] + 1, torch.cat([model.mean[None], model.components]).T, c.clone()
+    packed, target = (old.new_zeros(width, len(old)) for width in (k * (k + 1) // 2, k))
+    for rows in _blocks(*flux.shape):
+        x, w = flux[rows], weight[rows]
+        new[rows] = model.coefficients(x, w, c[rows])
+        basis = torch.cat([torch.ones_like(c[rows, :1]), new[rows]], 1).T
+        packed.addmm_(_products(basis), w)
+        target.addmm_(basis, w * x)
+    step = _held_solve(packed.T, target.T, old)
+    mean, components, new = _principal(step[:, 0], step[:, 1:].T, new)
+    return _Model(mean, components, _products(components)), new
+
+
+def _progress(flux: Tensor, weight: Tensor, gap: Callable[[Tensor], Tensor], now: tuple, before: tuple) -> list[float]:
+    "χ² per good pixel, and by how much the model has changed in the gaps, relative to its distance there from the mean."
+    (model, c), (old, c_old), sums = now, before, torch.zeros(5, dtype=torch.float64)
+    for rows in _blocks(*flux.shape):
+        w, filled = weight[rows], model(c[rows])
+        where = gap(w)
+        moved, size = ((filled - other).mul_(where).square_().sum() for other in (old(c_old[rows]), model.mean))
+        level = (model.mean * where).square_().sum() * (1e4 * torch.finfo(flux.dtype).eps) ** 2  # below it, all is rounding
+        off = flux[rows] - filled  # by the weight first: what stands in a gap may have no square
+        sums += torch.stack([(w * off * off).sum(), (w > 0).sum(), moved, size, level])
+    return [float(sums[0] / sums[1]), float((sums[2] / sums[3:].max().clamp(min=1e-60)).sqrt())]
+
+
 def _rounds(flux: Tensor, weight: Tensor, k: int, n_iter: int, tolerance: float, seed: int) -> tuple[Tensor, ...]:
     "Mean, components, coefficients, and for each round χ² per good pixel and the relative change of the filled ones (r, 2)."
-    covered = (weight > 0).any(0)
-    gap = (weight == 0) & covered
-    if not gap.any(): gap = covered.expand_as(gap)  # nothing to fill: watch the model everywhere
+    good = weight > 0
+    covered = good.any(0)
+    whole = bool((good == covered).all())  # nothing to fill: watch the model everywhere
     mean = (weight * flux).sum(0) / torch.where(covered, weight.sum(0), 1)
-    components, c = _leading(torch.where(weight > 0, flux - mean, 0), k, seed), flux.new_zeros(len(flux), k)
-    one, model, history = torch.ones_like(c[:, :1]), mean.expand_as(flux), []
+    components, c = _leading(torch.where(good, flux - mean, 0), k, seed), flux.new_zeros(len(flux), k)
+    model, history = _Model(mean, components, _products(components)), []
     for _ in range(n_iter):
-        c = _held_fit(weight * (flux - mean), weight, components, c)
-        step = _held_fit((weight * flux).T, weight.T, torch.cat([one, c], 1).T, torch.cat([mean[None], components]).T)
-        mean, components, c = _principal(step[:, 0], step[:, 1:].T, c)
-        before, model = model, mean + c @ components
-        chi2 = (weight * (flux - model).square()).sum() / (weight > 0).sum()
-        moved, size = (((a - b) * gap).norm() for a, b in ((model, before), (model, mean)))
-        history.append([float(chi2), float(moved / size.clamp(min=1e-30))])
+        before, (model, c) = (model, c), _round(flux, weight, model, c)
+        history.append(_progress(flux, weight, lambda w: ((w == 0) | whole) & covered, (model, c), before))
         if history[-1][1] < tolerance: break
-    return mean, components, c, torch.tensor(history, dtype=torch.float64)
+    return model.mean, model.components, c, torch.tensor(history, dtype=torch.float64)
 
 # %% ../../nbs/41_models.gaps.ipynb #bbf50f47
 @dataclass
@@ -123,34 +178,37 @@ class GapFiller:
     def fit(self, flux: np.ndarray, weight: np.ndarray, wave: np.ndarray | None = None) -> Self:
         """Learn from training spectra `flux` (n, m) with inverse variances `weight` (n, m); `wave` (m,) in Å serves error messages.
 
-        It needs about eight times the memory of `flux`; some thousand spectra are enough. DataError: too few, or unseen pixels.
+        Beside its input it needs three times the memory of `flux`, and five where that is to be cleaned; some thousand spectra are enough.
+        DataError: too few, or unseen pixels.
         """
         flux, weight = _clean(flux, weight)
         use, seen = self._usable(weight, wave)
-        flux, weight = flux[use], weight[use]
-        mean, components, c, history = _rounds(flux, weight * seen, self.n_components, self.n_iter, self.tolerance, self.seed)
+        if not use.all(): flux, weight = flux[use], weight[use]
+        mean, components, c, history = _rounds(flux, weight if seen.all() else weight * seen, self.n_components, self.n_iter, self.tolerance, self.seed)
         self.mean, self.components, self.scale = mean.numpy(), components.numpy(), c.std(0).numpy()
         self.seen, self.n_used, self.converged = seen.numpy(), len(flux), bool(history[-1, 1] < self.tolerance)
         self.history = Table([np.arange(len(history)) + 1, *history.T.numpy()], names=["round", "chi2", "change"])
         return self
 
-    def _blocks(self, flux: np.ndarray, weight: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-        "Rows, flux, weight, coefficients (r, k) in standard deviations and model (r, m), so many rows at a time as a cache holds."
+    def _prepared(self, flux: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, _Model]:
+        "Flux and weight as arrays, and the model of their floating type whose coefficients are in standard deviations."
         if self.history is None: raise RunError("this GapFiller has not seen training spectra yet: call fit first")
         flux, weight = np.asarray(flux), np.asarray(weight)
-        if flux.shape[-1] != len(self.mean): raise DataError(f"spectra of {flux.shape[-1]} pixels for components of {len(self.mean)}")
-        step = max(1, 2**19 // len(self.mean))
-        for start in range(0, max(1, len(flux)), step):
-            rows = slice(start, start + step)
-            x, w = _clean(flux[rows], weight[rows])
-            mean, scaled, seen = (torch.from_numpy(a).to(x.dtype) for a in (self.mean, self.scale[:, None] * self.components, self.seen))
-            w_seen = w * seen
-            c = _held_fit(w_seen * (x - mean), w_seen, scaled, x.new_zeros(len(x), len(scaled)), x.new_ones(1))
-            yield rows, x, w, c, mean + c @ scaled
+        if flux.shape[-1:] != self.mean.shape: raise DataError(f"spectra of {(0, *flux.shape)[-1]} pixels for components of {len(self.mean)}")
+        dtype = _clean(flux[:0], weight[:0])[0].dtype
+        mean, scaled = (torch.from_numpy(a).to(dtype) for a in (self.mean, self.scale[:, None] * self.components))
+        return flux, weight, _Model(mean, scaled, _products(scaled))
+
+    def _fitted(self, model: _Model, x: Tensor, w: Tensor) -> Tensor:
+        "Coefficients (r, k) of spectra x (r, m) with weights w (r, m), by the pixels that were learnt."
+        if not self.seen.all(): w = w * torch.from_numpy(self.seen)
+        return model.coefficients(x, w, x.new_zeros(len(x), len(model.components)), x.new_ones(1))
 
     def coefficients(self, flux: np.ndarray, weight: np.ndarray) -> np.ndarray:
         "Coefficients (n, k) of spectra (n, m) in units of the training set's standard deviations; 0 where nothing was measured."
-        return torch.cat([c for _, _, _, c, _ in self._blocks(flux, weight)]).numpy()
+        flux, weight, model = self._prepared(flux, weight)
+        parts = [self._fitted(model, *_clean(flux[rows], weight[rows])) for rows in _blocks(*flux.shape)]
+        return torch.cat([model.mean.new_zeros(0, self.n_components), *parts]).numpy()
 
     def fillable(self, flux: np.ndarray, weight: np.ndarray) -> np.ndarray:
         "True (n,) for spectra with a good pixel among those that were learnt; `transform` gives NaN for all others."
@@ -162,13 +220,15 @@ class GapFiller:
 
         A row without any good pixel is NaN; pixels that were not `seen` in training get the value `unseen`.
         """
-        out = np.empty(np.shape(flux), np.result_type(flux, weight, np.float32))
-        for rows, x, w, _, model in self._blocks(flux, weight):
-            good, seen = w > 0, torch.from_numpy(self.seen)
-            model[:, ~seen] = torch.nan if self.unseen is None else self.unseen
-            model[~(good & seen).any(1)] = torch.nan
-            out[rows] = model if everywhere else torch.where(good, x, model)
-        return out
+        flux, weight, model = self._prepared(flux, weight)
+        out, seen = model.mean.new_empty(flux.shape), torch.from_numpy(self.seen)
+        for rows in _blocks(*flux.shape):
+            x, w = _clean(flux[rows], weight[rows])
+            filled, good = model(self._fitted(model, x, w)), w > 0
+            if not seen.all(): filled[:, ~seen] = torch.nan if self.unseen is None else self.unseen
+            filled[~(good & seen).any(1)] = torch.nan
+            out[rows] = filled if everywhere else torch.where(good, x, filled)
+        return out.numpy()
 
 # %% ../../nbs/41_models.gaps.ipynb #bd9154f3
 class HeldOut(NamedTuple):

@@ -14,15 +14,24 @@ from ..core import DataError
 __all__ = ['coefficients', 'weighted_components']
 
 # %% ../../nbs/40_models.pca.ipynb #93f6a674
-def _normal_matrices(weight: Tensor, basis: Tensor) -> Tensor:
-    "Σ_l w_il B_kl B_jl for all rows i of `weight` (n, L) and pairs of rows of `basis` (K, L): (n, K, K)."
-    k = len(basis)
+def _products(basis: Tensor) -> Tensor:
+    "B_kl B_jl for the distinct pairs of rows of `basis` (K, L): (K (K + 1) / 2, L)."
+    row, column = torch.triu_indices(len(basis), len(basis))
+    return basis[row] * basis[column]
+
+
+def _unpacked(packed: Tensor, k: int) -> Tensor:
+    "Symmetric matrices (n, k, k) from their distinct elements (n, k (k + 1) / 2)."
     row, column = torch.triu_indices(k, k)
-    packed = weight @ (basis[row] * basis[column]).T
-    full = packed.new_empty(len(weight), k, k)
+    full = packed.new_empty(len(packed), k, k)
     full[:, row, column] = packed
     full[:, column, row] = packed
     return full
+
+
+def _normal_matrices(weight: Tensor, basis: Tensor) -> Tensor:
+    "Σ_l w_il B_kl B_jl for all rows i of `weight` (n, L) and pairs of rows of `basis` (K, L): (n, K, K)."
+    return _unpacked(weight @ _products(basis).T, len(basis))
 
 
 def coefficients(flux: Tensor, weight: Tensor, mean: Tensor, components: Tensor) -> Tensor:
