@@ -5,18 +5,17 @@
 # %% ../../nbs/65_analysis.redrock.ipynb #6dd55bee
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import numpy as np
 
+from ..archives.coadd import Arm, apply_resolution, gaussian_resolution
 from ..archives.templates import Template
 from ..core import DataError, SpectrumError
 from ..spectra.surveys import Survey, get_survey
 
 # %% auto #0
-__all__ = ['bin_template', 'lyman_transmission', 'apply_resolution', 'gaussian_resolution', 'Arm', 'redrock_weight',
-           'oii_penalty', 'arm_chi2']
+__all__ = ['bin_template', 'lyman_transmission', 'survey_resolution', 'redrock_weight', 'oii_penalty', 'arm_chi2']
 
 # %% ../../nbs/65_analysis.redrock.ipynb #e775b200
 def _cumulative(template: Template) -> np.ndarray:
@@ -54,37 +53,16 @@ def lyman_transmission(wave: np.ndarray, z: np.ndarray, model: str = "Kamble20")
     return np.exp(-tau)
 
 # %% ../../nbs/65_analysis.redrock.ipynb #c79a1b73
-def apply_resolution(diagonals: np.ndarray, model: np.ndarray) -> np.ndarray:
-    "Resolution matrix, as diagonals (2h + 1, m) from offset +h to −h addressed by column, times models (..., m)."
-    h, m, out = len(diagonals) // 2, model.shape[-1], np.zeros_like(model)
-    for k, o in enumerate(range(h, -h - 1, -1)):
-        if o >= 0: out[..., : m - o] += diagonals[k, o:] * model[..., o:]
-        else: out[..., -o:] += diagonals[k, : m + o] * model[..., : m + o]
-    return out
-
-
-def gaussian_resolution(survey: str | Survey) -> np.ndarray:
-    "The survey's line-spread function as diagonals (2h + 1, m) for `apply_resolution`; its rows sum to 1."
+def survey_resolution(survey: str | Survey) -> np.ndarray:
+    "The survey's line-spread function as diagonals (11, m) for `apply_resolution`; rows sum to 1."
     survey = get_survey(survey)
-    wave, edges, m = survey.grid.wave, survey.grid.edges, survey.grid.n
-    sigma = survey.sigma_kms(wave) / 299792.458 * wave / np.diff(edges)
-    h = int(np.ceil(4.5 * sigma.max()))
-    offset = np.arange(h, -h - 1, -1)[:, None]
-    row = np.exp(-0.5 * (offset / sigma) ** 2)  # weight of pixel i + offset in pixel i
-    row *= (np.arange(m) + offset >= 0) & (np.arange(m) + offset < m)
-    row /= row.sum(0)
-    return np.stack([np.roll(r, o) for r, o in zip(row, offset[:, 0])])  # addressed by column
+    wave = survey.grid.wave
+    sigma = survey.sigma_kms(wave) / 299792.458 * wave / np.diff(survey.grid.edges)  # in pixels
+    diagonals = gaussian_resolution(sigma, 1.0)
+    rows = apply_resolution(diagonals, np.ones(len(wave)))
+    return np.stack([d / np.roll(rows, o) for d, o in zip(diagonals, range(5, -6, -1))])  # diagonals go by column
 
 # %% ../../nbs/65_analysis.redrock.ipynb #bbf870c1
-class Arm(NamedTuple):
-    "One arm of one target: wave, flux, ivar (n,), and the diagonals (11, n) of its resolution matrix or None."
-
-    wave: np.ndarray
-    flux: np.ndarray
-    ivar: np.ndarray
-    resolution: np.ndarray | None = None
-
-
 def redrock_weight(wave: np.ndarray, flux: np.ndarray, ivar: np.ndarray) -> np.ndarray:
     "ivar (..., m) as redrock uses it: 0 where flux < −5σ, and in 5572–5582 and 9792–9795 Å."
     sky = ((wave >= 5572) & (wave <= 5582)) | ((wave >= 9792) & (wave <= 9795))
@@ -99,29 +77,24 @@ def oii_penalty(template: Template, coefficient: np.ndarray) -> np.ndarray:
     return np.maximum(0.0, -(coefficient @ template.basis[:, band].sum(axis=1)))
 
 # %% ../../nbs/65_analysis.redrock.ipynb #ac0f2edf
-def _arm_design(arm: Arm, template: Template, z: np.ndarray) -> np.ndarray:
-    "Basis vectors (nz, k, n) as one arm of one fibre sees them."
-    edges = np.concatenate([[1.5 * arm.wave[0] - 0.5 * arm.wave[1]], (arm.wave[1:] + arm.wave[:-1]) / 2,
-                            [1.5 * arm.wave[-1] - 0.5 * arm.wave[-2]]])
+def _arm_design(arm: Arm, row: int, template: Template, z: np.ndarray) -> np.ndarray:
+    "Basis vectors (nz, k, m) as one arm of one fibre sees them."
+    middle = (arm.wave[1:] + arm.wave[:-1]) / 2
+    edges = np.concatenate([2 * arm.wave[:1] - middle[:1], middle, 2 * arm.wave[-1:] - middle[-1:]])
     design = bin_template(template, edges, z)
     if template.type == "QSO": design *= lyman_transmission(arm.wave, z, template.igm)[:, None]
-    return design if arm.resolution is None else apply_resolution(arm.resolution, design)
+    return design if arm.resolution is None else apply_resolution(arm.resolution[row].astype(np.float64), design)
 
 
-def _arm_weight(arm: Arm) -> np.ndarray:
-    weight = redrock_weight(arm.wave, arm.flux, arm.ivar)
-    if arm.resolution is None: return weight
-    return np.where(apply_resolution(arm.resolution, np.ones(len(arm.wave))) < 0.99, 0.0, weight)
-
-
-def arm_chi2(arms: Sequence[Arm], template: Template, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "χ² (nz,), [O II] penalty included, and coefficients (nz, k) of one target at redshifts z (nz,); equal to redrock's."
-    flux = np.concatenate([np.nan_to_num(arm.flux) for arm in arms]).astype(np.float64)
-    weight = np.concatenate([_arm_weight(arm) for arm in arms])
-    chi2, coefficient = np.empty(len(z)), np.empty((len(z), len(template.basis)))
+def arm_chi2(arms: Iterable[Arm], template: Template, z: np.ndarray, row: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    "χ² (nz,), [O II] penalty included, and coefficients (nz, k) of fibre `row` of a coadd's arms at redshifts z (nz,), as in redrock."
+    arms = list(arms)
+    flux = np.concatenate([arm.flux[row] for arm in arms]).astype(np.float64)
+    weight = np.concatenate([redrock_weight(arm.wave, arm.flux[row], arm.weight[row]) for arm in arms]).astype(np.float64)
     if not weight.any(): raise SpectrumError("every pixel of this target has weight 0: there is nothing to fit")
-    for i, zz in enumerate(np.asarray(z, dtype=np.float64)):
-        design = np.concatenate([_arm_design(arm, template, np.array([zz]))[0] for arm in arms], axis=1)
+    chi2, coefficient = np.empty(len(z)), np.empty((len(z), len(template.basis)))
+    for i, trial in enumerate(np.asarray(z, dtype=np.float64)):
+        design = np.concatenate([_arm_design(arm, row, template, np.array([trial]))[0] for arm in arms], axis=1)
         coefficient[i] = np.linalg.solve((design * weight) @ design.T, design @ (weight * flux))
         chi2[i] = (weight * (flux - coefficient[i] @ design) ** 2).sum()
     return chi2 + oii_penalty(template, coefficient), coefficient

@@ -41,13 +41,10 @@ def _chi2_at(model: nn.Module, spectra: Spectra, z: float, device: str) -> np.nd
 
 def _best(chi2: np.ndarray, z: np.ndarray, exclude_kms: float) -> Table:
     "The deepest minimum of each row of χ² (n, nz), and by how much it beats any minimum elsewhere."
-    found = lowest_minima(np.where(np.isfinite(chi2), chi2, 1e30), z, 5)
-    first = np.argsort(found["chi2"], axis=1)[:, :1]
-    place, depth, width = (np.take_along_axis(found[key], first, 1) for key in ("z", "chi2", "zerr"))
-    far = np.abs((1 + found["z"]) / (1 + place) - 1) * 299792.458 > exclude_kms
-    gap = np.where(far, found["chi2"], np.inf).min(1) - depth[:, 0]
+    found = lowest_minima(np.where(np.isfinite(chi2), chi2, 1e30), z, 2, exclude_kms)
+    gap = found["chi2"][:, 1] - found["chi2"][:, 0]
     known = np.isfinite(chi2).any(1)
-    values = {"z": place[:, 0], "zerr": width[:, 0], "chi2": depth[:, 0], "deltachi2": gap}
+    values = {key: found[key][:, 0] for key in ("z", "zerr", "chi2")} | {"deltachi2": gap}
     return Table({key: np.where(known, value, np.nan) for key, value in values.items()})
 
 # %% ../../nbs/67_analysis.redshiftscan.ipynb #1994cdcd

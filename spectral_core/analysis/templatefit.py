@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from astropy.table import Table, vstack
 
-from .redrock import apply_resolution, bin_template, gaussian_resolution, lyman_transmission, oii_penalty, redrock_weight
+from .redrock import bin_template, lyman_transmission, oii_penalty, redrock_weight, survey_resolution
+from ..archives.coadd import apply_resolution
 from ..archives.templates import Template, read_redrock_templates
 from ..core import DataError
 from ..spectra.container import Spectra
@@ -73,7 +74,7 @@ def _scan(data: _Data, template: Template, grid: Grid, lsf: np.ndarray, z: np.nd
 def scan_chi2(spectra: Spectra, template: Template, z: np.ndarray | None = None) -> np.ndarray:
     "χ² (n, nz) of the best sum of the template's vectors at redshifts z (nz,), by default the template's own."
     z = template.redshifts if z is None else np.asarray(z, dtype=np.float64)
-    return _scan(_Data.of(spectra), template, spectra.survey.grid, gaussian_resolution(spectra.survey), z)
+    return _scan(_Data.of(spectra), template, spectra.survey.grid, survey_resolution(spectra.survey), z)
 
 # %% ../../nbs/66_analysis.templatefit.ipynb #36d40822
 def parabola(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,18 +89,20 @@ def parabola(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
         return x[..., 1] + np.where(sound, shift, 0), y[..., 1] - np.where(sound, tilt**2 / (4 * bend), 0), width
 
 
-def lowest_minima(chi2: np.ndarray, z: np.ndarray, n: int) -> dict[str, np.ndarray]:
-    "The `n` lowest minima of each row of χ² (rows, nz): z, chi2, zerr, low, high, edge (rows, n); χ² infinite where there are fewer."
+def lowest_minima(chi2: np.ndarray, z: np.ndarray, n: int, apart_kms: float) -> dict[str, np.ndarray]:
+    "The `n` lowest minima, `apart_kms` or more apart, of each row of χ² (rows, nz): z, chi2, zerr, low, high, edge (rows, n)."
     padded = np.pad(chi2, ((0, 0), (1, 1)), constant_values=np.inf)
-    lowest = (chi2 <= padded[:, :-2]) & (chi2 < padded[:, 2:])
-    depth = np.where(lowest, chi2, np.inf)
-    n = min(n, len(z))
-    best = np.argsort(depth, axis=1, kind="stable")[:, :n]
+    depth = np.where((chi2 <= padded[:, :-2]) & (chi2 < padded[:, 2:]), chi2, np.inf)
+    velocity, best, sound = np.log1p(z) * 299792.458, [], []
+    for _ in range(n):
+        best.append(depth.argmin(axis=1))
+        sound.append(np.isfinite(depth.min(axis=1)))  # fewer than n minima: χ² infinite
+        depth = np.where(np.abs(velocity - velocity[best[-1], None]) < apart_kms, np.inf, depth)
+    best, sound = np.stack(best, axis=1), np.stack(sound, axis=1)
     near = np.clip(best[..., None] + np.array([-1, 0, 1]), 0, len(z) - 1)
     place, value, width = parabola(z[near], np.take_along_axis(chi2[:, None], near, axis=2))
-    value = np.where(np.isfinite(np.take_along_axis(depth, best, axis=1)), value, np.inf)
     edge = (best == 0) | (best == len(z) - 1)
-    return {"z": place, "chi2": value, "zerr": width, "low": z[near[..., 0]], "high": z[near[..., 2]], "edge": edge}
+    return {"z": place, "chi2": np.where(sound, value, np.inf), "zerr": width, "low": z[near[..., 0]], "high": z[near[..., 2]], "edge": edge}
 
 # %% ../../nbs/66_analysis.templatefit.ipynb #4e9c3e43
 def _at_own(
@@ -139,7 +142,7 @@ def _candidates(data: _Data, templates: list[Template], grid: Grid, lsf: np.ndar
     for number, t in enumerate(templates):
         z = t.redshifts if z_range is None else t.redshifts[(t.redshifts >= z_range[0]) & (t.redshifts <= z_range[1])]
         if len(z) < 3: raise DataError(f"{t.name} has {len(z)} redshifts within {z_range}; its grid spans {t.redshifts[[0, -1]]}")
-        minima = lowest_minima(_scan(data, t, grid, lsf, z), z, 3)
+        minima = lowest_minima(_scan(data, t, grid, lsf, z), z, 3, 100.0 if t.type == "STAR" else 1000.0)
         found.append(minima | {"template": np.full(minima["z"].shape, number)})
     return _ordered({key: np.concatenate([f[key] for f in found], axis=1) for key in found[0]})
 
@@ -202,14 +205,14 @@ def fit_templates(
     """
     templates = list((read_redrock_templates() if templates is None else templates).values())
     if not templates: raise DataError("fit_templates needs one template or more")
-    lsf, parts = gaussian_resolution(spectra.survey), [slice(i, i + block) for i in range(0, len(spectra), block)]
+    lsf, parts = survey_resolution(spectra.survey), [slice(i, i + block) for i in range(0, len(spectra), block)]
     tables = [_rows(spectra[part], templates, lsf, z_range) for part in parts or [slice(0, 0)]]
     return vstack(tables, metadata_conflicts="silent")
 
 # %% ../../nbs/66_analysis.templatefit.ipynb #e3d35032
 def template_models(fit: Table, templates: Mapping[str, Template], spectra: Spectra) -> np.ndarray:
     "Fitted spectra (n, m) of a table of `fit_templates` on the grid of `spectra`; NaN for rows without a class."
-    grid, lsf = spectra.survey.grid, gaussian_resolution(spectra.survey)
+    grid, lsf = spectra.survey.grid, survey_resolution(spectra.survey)
     names = np.char.strip(np.char.add(np.char.add(np.asarray(fit["spectype"], str), " "), np.asarray(fit["subtype"], str)))
     missing = sorted(set(names) - set(templates) - {""})
     if missing: raise DataError(f"the fit holds classes without a template: {', '.join(missing)}")
