@@ -134,13 +134,18 @@ def _arm(path: Path, units: dict[str, HDU], letter: str, n: int) -> Arm:
 TARGETING = {"sv1": "sv1_desi_target", "sv2": "sv2_desi_target", "sv3": "sv3_desi_target", "cmx": "cmx_target", "main": "desi_target"}
 
 
-def targeting_of(names: Sequence[str], what: str = "the table") -> str:
-    "Whose target bits stand among column names: sv1, sv2, sv3, cmx, main, or '' for none. DataError for an unknown prefix."
+def targeting_of(names: Sequence[str], what: str = "the table", survey: str = "") -> str:
+    """Whose target bits stand among column names: sv1, sv2, sv3, cmx, main, or '' for none. DataError for an unknown prefix.
+
+    Where several do, those of `survey` count (special programs use the main survey's), else the first.
+    """
     names = [name.lower() for name in names]
     unknown = [name for name in names if re.fullmatch(r"\w+_desi_target", name) and name not in TARGETING.values()]
     if unknown:
         raise DataError(f"{what} holds target bits of an unknown survey: {', '.join(unknown)}; known are {', '.join(TARGETING.values())}")
-    return next((survey for survey, column in TARGETING.items() if column in names), "")
+    found = [phase for phase, column in TARGETING.items() if column in names]
+    wanted = {"special": "main"}.get(survey, survey)
+    return wanted if wanted in found else found[0] if found else ""
 
 # %% ../../nbs/19_archives.coadd.ipynb #5ca9f8bf
 class Coadd(NamedTuple):
@@ -158,8 +163,9 @@ def _facts(hdus: Sequence[HDU], path: Path, names: Sequence[str]) -> dict[str, s
         found = [h.get(key) for h in hdus if h.get(key) is not None and isinstance(h.get(key), type(default))]
         return found[0] if found else default
 
-    targeting = targeting_of(names, f"{path}: FIBERMAP")
-    facts = {"survey": str(value("SURVEY", "")).strip().lower() or targeting, "program": str(value("PROGRAM", "")).strip().lower()}
+    survey = str(value("SURVEY", "")).strip().lower()
+    targeting = targeting_of(names, f"{path}: FIBERMAP", survey)
+    facts = {"survey": survey or targeting, "program": str(value("PROGRAM", "")).strip().lower()}
     facts |= {"targeting": targeting, "healpix": value("HPXPIXEL", -1), "tileid": value("TILEID", -1), "night": value("NIGHT", -1)}
     return facts
 

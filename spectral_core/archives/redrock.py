@@ -61,12 +61,26 @@ def redrock_of(path: Path, hdus: Sequence[HDU]) -> Redrock:
     return Redrock(path.name, table)
 
 # %% ../../nbs/19_archives.redrock.ipynb #51d4cb30
+def _targets(hdus: Sequence[HDU], targetid: np.ndarray) -> dict[str, np.ndarray]:
+    "Target bits and fibre status of each TARGETID (n,), by column; 0 and −1 for one that the fibre map does not know."
+    unit = next((h for h in hdus if h.name == "FIBERMAP" and "targetid" in h.names), redshift_unit(hdus))
+    ids, first = np.unique(unit.column("targetid"), return_index=True)
+    at = np.searchsorted(ids, targetid).clip(max=max(len(ids) - 1, 0))
+    names = [n for n in unit.names if n.endswith("_target") and n != "fa_target" and unit.data[n].dtype.kind in "iu"]
+    defaults = dict.fromkeys(names, 0) | dict.fromkeys({"coadd_fiberstatus"} & set(unit.names), -1)
+    if not len(ids): return {name: np.zeros(len(targetid), "i8") for name in defaults}
+    return {name: np.where(ids[at] == targetid, unit.column(name)[first[at]].astype("i8"), v) for name, v in defaults.items()}
+
+
 def read_redrock(path: str | Path) -> Table:
-    """A redrock file or catalogue: targetid, z, zerr, zwarn, chi2, deltachi2, spectype, subtype, survey, program, templates.
+    """A redrock file or catalogue: targetid, z, zerr, zwarn, chi2, deltachi2, spectype, subtype, survey, program, target bits.
 
     Rows without data have z NaN and no spectype. DataError where the file is damaged or holds no redshifts by TARGETID.
     """
-    return redrock_of(Path(path), read_fits(path)).table
+    hdus = read_fits(path)
+    table = redrock_of(Path(path), hdus).table
+    for name, values in _targets(hdus, np.asarray(table["targetid"])).items(): table[name] = values
+    return table
 
 # %% ../../nbs/19_archives.redrock.ipynb #b6b30aab
 def stem(name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 import numpy as np
 from astropy.table import Table
 from .coadd import place, targeting_of
@@ -115,8 +116,8 @@ def read_desi_stars(path: str | Path) -> Spectra:
     Flux in 1e-17 erg/s/cm²/Å. DataError where an array is missing or of another length, SpectrumError off the lattice.
     """
     try:
-        with np.load(path) as file: arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
+        with open(path, "rb") as raw, np.load(raw) as file: arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: no readable array file ({error})") from error
     missing = [name for name in ("wave", "flux", "ivar", "targetid", "teff") if name not in arrays]
     if missing: raise DataError(f"{path}: lacks {', '.join(missing)}; found {', '.join(arrays)}")

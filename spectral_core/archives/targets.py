@@ -42,15 +42,15 @@ TARGET_BITS = {
 }
 
 # %% ../../nbs/20_archives.targets.ipynb #e98da800
-def _column(table: Table, name: str, default: object = None) -> np.ndarray:
-    "A column by its lower-case name, masked values as NaN, −1 or ''; DataError where it is missing and has no default."
+def _column(table: Table, name: str, default: object = None, unknown: int = -1) -> np.ndarray:
+    "A column by its lower-case name, masked values as NaN, '' or `unknown`; DataError where it is missing and has no default."
     found = {c.lower(): c for c in table.colnames}
     if name not in found:
         if default is not None: return np.full(len(table), default)
         raise DataError(f"the table has no column {name}; it has {', '.join(table.colnames[:40])}")
     column = table[found[name]]
     if not hasattr(column, "filled"): return np.asarray(column)
-    return np.asarray(column.filled({"f": np.nan, "U": "", "S": b""}.get(column.dtype.kind, -1 if column.dtype.kind == "i" else 0)))
+    return np.asarray(column.filled({"f": np.nan, "U": "", "S": b"", "O": ""}.get(column.dtype.kind, unknown)))
 
 
 def _text(table: Table, name: str, default: str = "") -> np.ndarray:
@@ -62,8 +62,9 @@ def phases(table: Table) -> np.ndarray:
     "Whose target bits hold for each row (n,): sv1, sv2, sv3, main, cmx, or '' where it has none. DataError for an unknown survey."
     names = [c.lower() for c in table.colnames]
     usual = targeting_of(names)
-    said = _text(table, "targeting") if "targeting" in names else _text(table, "survey")
-    if "targeting" in names: return said
+    if "targeting" in names: return _text(table, "targeting")
+    said = _text(table, "survey")
+    if "desi_target" in names: said = np.where(said == "special", "main", said)
     return np.where(np.isin(said, list(TARGETING)), said, usual)
 
 # %% ../../nbs/20_archives.targets.ipynb #d71aa48f
@@ -77,10 +78,10 @@ def target_bit(table: Table, name: str) -> np.ndarray:
         raise ConfigError(f"no target bit {name!r}; did you mean {nearest(name, known)!r}? Known are {', '.join(known)}")
     out, phase, present = np.zeros(len(table), bool), phases(table), {c.lower() for c in table.colnames}
     for which in np.unique(phase[phase != ""]):
-        if which not in TARGET_BITS: raise DataError(f"rows of an unknown survey {which!r}; known are {', '.join(TARGET_BITS)}")
+        if which not in TARGET_BITS: raise DataError(f"rows of an unknown survey {str(which)!r}; known are {', '.join(TARGET_BITS)}")
         column, bit = TARGET_BITS[which].get(name, ("", 0))
         if column not in present: continue
-        values = _column(table, column)
+        values = _column(table, column, unknown=0)
         if values.dtype.kind not in "iu": raise DataError(f"column {column} is {values.dtype}: bits above 52 are lost in floats; read it as int64")
         out |= (phase == which) & ((values.astype("i8") >> bit & 1) == 1)
     return out
@@ -102,8 +103,9 @@ _UNUSABLE = int(Flag.NODATA | Flag.BAD_IVAR | Flag.NO_NORM | Flag.BAD_NORM)
 
 def _common(table: Table, bit: str, fiberstatus: str, survey: str | None, program: str | None) -> dict[str, np.ndarray]:
     "The cuts that both samples begin with: name → passed (n,)."
-    asked = {"survey": survey, "program": program}
-    cuts = {f"{name} {value}": _text(table, name) == value.lower() for name, value in asked.items() if value is not None}
+    said = _text(table, "survey")
+    found = {"survey": np.where(said == "", phases(table), said), "program": _text(table, "program")}  # a tile's header names no survey
+    cuts = {f"{name} {value}": found[name] == value.lower() for name, value in (("survey", survey), ("program", program)) if value is not None}
     cuts[bit] = target_bit(table, bit)
     cuts[f"fibre ({fiberstatus})"] = fibre_works(_column(table, "coadd_fiberstatus", -1), fiberstatus)
     cuts["ZWARN = 0"] = _column(table, "zwarn") == 0
