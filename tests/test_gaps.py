@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from spectral_core.core import ConfigError, DataError, RunError
-from spectral_core.models.gaps import GapFiller, held_out_error
+from spectral_core.core import ConfigError, DataError, RunError, SpectrumError
+from spectral_core.models.gaps import GapFiller, fill_gaps, held_out_error
+from spectral_core.spectra.container import Spectra
+from spectral_core.spectra.restframe import rest_survey
 
 
 def planted(n, m=200, k=3, missing=0.25, seed=0):
@@ -206,3 +208,23 @@ def test_a_table_of_one_spectrum_without_its_axis_is_refused(sample, filler):
     for call in (filler.transform, filler.coefficients):
         for wrong in ((flux[0], weight[0]), (1.0, 1.0), (flux[:4], weight[:3])):
             with pytest.raises(DataError, match="one shape|pixels for components"): call(*wrong)
+
+
+def test_whole_spectra_keep_what_was_measured():
+    "Filled pixels weigh as much as the row's median; a row without data stays masked and says so."
+    random = np.random.default_rng(4)
+    flux = 1 + random.normal(size=(80, 2)) @ random.normal(size=(2, 40)) + 0.01 * random.normal(size=(80, 40))
+    weight = np.where(random.random((80, 40)) < 0.2, 0, 1e4 * random.uniform(0.5, 2, (80, 40)))
+    weight[5] = 0
+    spectra = Spectra(flux, weight, np.zeros(80), rest_survey("forty", 4000.0, 8000.0, 40))
+    whole = fill_gaps(GapFiller(2).fit(flux, weight), spectra)
+    rows = np.arange(80) != 5
+    np.testing.assert_array_equal(whole.good, rows)
+    np.testing.assert_array_equal(whole.flux[~spectra.mask], spectra.flux[~spectra.mask])
+    np.testing.assert_array_equal(whole.ivar[~spectra.mask], spectra.ivar[~spectra.mask])
+    assert not whole.mask[rows].any()
+    assert whole.mask[5].all()
+    for row in (0, 9):
+        gap = spectra.mask[row]
+        np.testing.assert_allclose(whole.ivar[row][gap], np.median(spectra.ivar[row][~gap]), rtol=1e-6)
+    with pytest.raises(SpectrumError, match="40 pixels for a filler of 39"): fill_gaps(GapFiller(2).fit(flux[:, :39], weight[:, :39]), spectra)

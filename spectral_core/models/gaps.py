@@ -14,11 +14,12 @@ import torch
 from astropy.table import Table
 from torch import Tensor
 
-from ..core import ConfigError, DataError, RunError
+from ..core import ConfigError, DataError, Flag, RunError, SpectrumError
 from .pca import _products, _unpacked
+from ..spectra.container import Spectra
 
 # %% auto #0
-__all__ = ['GapFiller', 'HeldOut', 'held_out_error']
+__all__ = ['GapFiller', 'fill_gaps', 'HeldOut', 'held_out_error']
 
 # %% ../../nbs/41_models.gaps.ipynb #c4df668a
 def _tensor(a: np.ndarray, dtype: np.dtype) -> Tensor:
@@ -229,6 +230,17 @@ class GapFiller:
             filled[~(good & seen).any(1)] = torch.nan
             out[rows] = filled if everywhere else torch.where(good, x, filled)
         return out.numpy()
+
+# %% ../../nbs/41_models.gaps.ipynb #b633840a
+def fill_gaps(filler: GapFiller, spectra: Spectra) -> Spectra:
+    "The spectra with their gaps filled; NODATA for rows that cannot be. SpectrumError where the grid has another number of pixels."
+    if len(spectra.wave) != len(filler.mean): raise SpectrumError(f"spectra of {len(spectra.wave)} pixels for a filler of {len(filler.mean)}")
+    flux, usual = filler.transform(spectra.flux, spectra.weight), np.zeros((len(spectra), 1))
+    able = np.isfinite(flux).all(axis=1)
+    usual[able] = np.nanmedian(np.where(spectra.mask, np.nan, spectra.ivar)[able], axis=1, keepdims=True)
+    mask = spectra.mask & ~able[:, None]
+    flag = spectra.flag | np.where(able, 0, Flag.NODATA).astype(np.int32)
+    return spectra.replace(flux=np.where(able[:, None], flux, 0), ivar=np.where(spectra.mask, usual, spectra.ivar), mask=mask, flag=flag)
 
 # %% ../../nbs/41_models.gaps.ipynb #bd9154f3
 class HeldOut(NamedTuple):
