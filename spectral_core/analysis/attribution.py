@@ -48,7 +48,7 @@ class _Layer(NamedTuple):
 
 def _same(a: Tensor, b: Tensor) -> bool:
     "Do both hold the same numbers in the same order, row by row?"
-    return len(a) == len(b) and torch.equal(a.reshape(len(a), -1), b.reshape(len(b), -1))
+    return len(a) == len(b) and torch.equal(a.reshape(len(a), -1).nan_to_num(), b.reshape(len(b), -1).nan_to_num())
 
 # %% ../../nbs/65_analysis.attribution.ipynb #24c53d24
 def _copied(call: tuple) -> tuple[nn.Module, Tensor, Tensor]:
@@ -234,6 +234,7 @@ def attribute(
     if x.shape[1] != background.shape[1]: raise DataError(f"x has {x.shape[1]} pixels, the background {background.shape[1]}")
     chain = _chain(model, torch.cat([x[:1], background[:1]]))
     output, base = (torch.cat([model(part) for part in _blocks(rows, chunk)]).double() for rows in (x, background))
+    if not (output.isfinite().all() and base.isfinite().all()): raise RunError("the model itself gives NaN or infinity for some of these rows")
     scale = max(float(output.abs().max()), float(base.abs().max()), torch.finfo(torch.float64).tiny)
     which = list(range(output.shape[1]) if outputs is None else outputs)
     if not which or not 0 <= min(which) <= max(which) < output.shape[1]:
@@ -260,6 +261,7 @@ def group_by_window(values: np.ndarray, wave: np.ndarray, edges: np.ndarray) -> 
 
 def mean_absolute(values: np.ndarray) -> np.ndarray:
     "Mean |contribution| over spectra, (o, m), of values (n, o, m): how much a pixel matters (Iwasaki+23 Fig. 6 C)."
+    if not len(values): raise DataError("a mean over no spectrum is none")
     return np.abs(values).mean(0)
 
 # %% ../../nbs/65_analysis.attribution.ipynb #6e7c3284

@@ -34,8 +34,23 @@ def n_conditions(conditions: str) -> int:
     return 0 if conditions in ("", "none") else conditions.count("+") + 1
 
 
+def _with_means(table: Table) -> Table:
+    "The table; where it has `bounds` (fits, n), spectrum by spectrum, also `iwae` and `iwae_error` over those that all fits know."
+    if "bounds" not in table.colnames or not len(table): return table
+    try: bounds = np.stack([np.ma.filled(np.ma.asarray(b, dtype=np.float64), np.nan) for b in table["bounds"]])
+    except ValueError as error: raise DataError("bounds of unequal length: every fit needs those of the same held-out spectra") from error
+    bounds = bounds[:, np.isfinite(bounds).all(axis=0)]
+    if bounds.shape[1] < 2: raise DataError(f"{bounds.shape[1]} spectra have a bound under all fits; leave out the fit that failed")
+    table = table.copy(copy_data=False)
+    table.replace_column("bounds", bounds)
+    if "iwae" not in table.colnames: table["iwae"] = bounds.mean(axis=1)
+    if "iwae_error" not in table.colnames: table["iwae_error"] = bounds.std(axis=1, ddof=1) / np.sqrt(bounds.shape[1])
+    return table
+
+
 def _checked(table: Table) -> Table:
     "The table, if it has all columns and finite numbers; DataError says what is missing, or which fit failed."
+    table = _with_means(table)
     missing = [name for name in COLUMNS if name not in table.colnames]
     if missing: raise DataError(f"a table of fits needs the columns {', '.join(missing)}")
     if not len(table): raise DataError("a table of fits without a row chooses nothing")
@@ -96,22 +111,25 @@ def elbow(dimension: np.ndarray, chi2: np.ndarray) -> int | None:
     return int(x[below.argmax()]) if below.max() > 0 else None
 
 
-def _paired(fits: Table, latents: np.ndarray) -> int | None:
-    "The smallest of `latents` (d,) whose mean deficit against the best is within two of its standard errors, over spectra and seeds."
-    if "bounds" not in fits.colnames: return None
-    groups = [np.asarray(fits["bounds"][fits["n_latent"] == d], dtype=np.float64) for d in latents]
-    known = np.all([np.isfinite(g).all(axis=0) for g in groups], axis=0)
-    mean = np.stack([g[:, known].mean(axis=0) for g in groups])
-    seeds = np.nan_to_num([_mean(g[:, known].mean(axis=1))[1] for g in groups])
+def _deficits(bounds: np.ndarray, n_latent: np.ndarray, latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Mean deficits (d,) of `latents` against the best in nats, from `bounds` (fits, n), and their errors over spectra and seeds."
+    groups = [bounds[n_latent == d] for d in latents]
+    mean = np.stack([g.mean(axis=0) for g in groups])
+    seeds = np.nan_to_num([_mean(g.mean(axis=1))[1] for g in groups])
     best = mean.mean(axis=1).argmax()
     deficit = mean[best] - mean
-    error = np.sqrt(deficit.var(axis=1) / known.sum() + seeds**2 + seeds[best] ** 2)
-    return int(latents[deficit.mean(axis=1) <= 2 * error].min())
+    error = np.sqrt(deficit.var(axis=1) / mean.shape[1] + seeds**2 + np.where(latents == latents[best], 0, seeds[best] ** 2))
+    return deficit.mean(axis=1), error
 
 
 def choose_dimension(table: Table, conditions: str = "none") -> Choice:
-    "Choose among the fits with one set of conditions. DataError: no such fits, or an error of the best that nobody knows."
-    known = sorted(set(_checked(table)["conditions"].tolist()))
+    """Choose among the fits with one set of conditions. DataError: no such fits, or an error of the best that nobody knows.
+
+    A column `bounds` (fits, n), what `iwae` gives, serves for `iwae` and `iwae_error` where these are missing, and adds the columns
+    `deficit` and `deficit_error`, spectrum by spectrum, to the summary.
+    """
+    table = _checked(table)
+    known = sorted(set(table["conditions"].tolist()))
     part = table[np.asarray(table["conditions"]) == conditions]
     if not len(part): raise DataError(f"no fits with conditions {conditions!r}; there are {', '.join(map(repr, known))}")
     rows = summarise(part)
@@ -120,9 +138,13 @@ def choose_dimension(table: Table, conditions: str = "none") -> Choice:
         raise DataError(f"one seed at {rows['n_latent'][best]} latents and no column iwae_error: the rule needs a standard error")
     threshold = float(rows["iwae"][best] - rows["iwae_error"][best])
     latents = np.asarray(rows["n_latent"])
+    paired = None
+    if "bounds" in part.colnames:
+        rows["deficit"], rows["deficit_error"] = _deficits(np.asarray(part["bounds"]), np.asarray(part["n_latent"]), latents)
+        paired = int(latents[rows["deficit"] <= 2 * rows["deficit_error"]].min())
     least = {name: int(latents[np.argmin(rows[name])]) for name in ("bic", "bic_total", "bic_iwae")}
     return Choice(int(latents[rows["iwae"] >= threshold].min()), int(latents[best]), threshold, *least.values(),
-                  elbow(latents, rows["chi2"]), float(rows["active"][latents.argmax()]), rows, _paired(part, latents))
+                  elbow(latents, rows["chi2"]), float(rows["active"][latents.argmax()]), rows, paired)
 
 # %% ../../nbs/66_analysis.dimension.ipynb #1e9ca6c7
 class Manifold(NamedTuple):

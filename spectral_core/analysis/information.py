@@ -53,9 +53,14 @@ class Information(NamedTuple):
     n_missing: int  # pairs left out because a value is not finite
 
 
+def _column(x: np.ndarray) -> np.ndarray:
+    "Values as float64; what a table has masked is NaN, whatever stands beneath."
+    return np.ma.filled(np.ma.asarray(x, dtype=np.float64), np.nan)
+
+
 def _known(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
     "Rows (m,) where both are finite; DataError where they are too few, or one is constant."
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    x, y = _column(x), _column(y)
     if x.ndim != 1 or x.shape != y.shape: raise DataError(f"two columns of equal length are needed, not {x.shape} and {y.shape}")
     rows = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if len(rows) < 10 * k: raise DataError(f"{len(rows)} pairs of finite values are too few for {k} neighbours: {10 * k} are needed")
@@ -66,6 +71,7 @@ def _known(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
 
 def information_null(n: int, *, k: int = 5, n_null: int = 100, seed: int = 0) -> np.ndarray:
     "Estimates (n_null,) for `n` pairs of independent quantities, of any distribution."
+    if n_null < 1: raise DataError(f"a null of {n_null} draws says nothing: n_null is at least 1")
     random, scores = generator("information null", seed, n), ndtri((np.arange(n) + 0.5) / n)
     return np.array([_ksg(scores, random.permutation(scores), k) for _ in range(n_null)])
 
@@ -92,7 +98,7 @@ def mutual_information(
     "Mutual information of two columns with error and null. DataError: constant column, too few finite pairs."
     rows = _known(x, y, k)
     random, missing = generator("information", seed), len(np.asarray(x)) - len(rows)
-    x, y = (np.asarray(a, dtype=np.float64)[rows] for a in (x, y))
+    x, y = (_column(a)[rows] for a in (x, y))
     value = _ksg(_scores(x, random), _scores(y, random), k)
     null = information_null(len(rows), k=k, n_null=n_null, seed=seed) if null is None else null
     p = (1 + (null >= value).sum()) / (1 + len(null))
@@ -114,7 +120,7 @@ def information_table(
     names = names or [f"D{i + 1}" for i in range(latents.shape[1])]
     null_of = cache(lambda n: information_null(n, k=k, n_null=n_null, seed=seed))
     for (label, values), (name, latent) in product(properties.items(), list(zip(names, latents.T))):
-        values = np.asarray(values, dtype=np.float64)
+        values = _column(values)
         if len(values) != len(latent): raise DataError(f"{len(values)} values of {label} for {len(latent)} latents")
         try:
             null = null_of(len(_known(latent, values, k)))

@@ -34,12 +34,17 @@ class Rotation:
         return self.variance / self.variance.sum()
 
     def rotate(self, latents: np.ndarray) -> np.ndarray:
-        "D (n, S) of latents (n, S); a row with NaN is NaN."
-        return (np.asarray(latents, dtype=np.float64) - self.mean) @ self.axes.T
+        "D (n, S) of latents (n, S); a row with NaN is NaN. DataError for another number of latents."
+        return (self._of_our_width(latents) - self.mean) @ self.axes.T
 
     def unrotate(self, rotated: np.ndarray) -> np.ndarray:
         "Latents (n, S) of D (n, S): the inverse, ready for a decoder."
-        return np.asarray(rotated, dtype=np.float64) @ self.axes + self.mean
+        return self._of_our_width(rotated) @ self.axes + self.mean
+
+    def _of_our_width(self, table: np.ndarray) -> np.ndarray:
+        table = np.asarray(table, dtype=np.float64)
+        if table.shape[-1:] != self.mean.shape: raise DataError(f"a rotation of {len(self.mean)} latents, but a table of shape {table.shape}")
+        return table
 
 
 def _finite(latents: np.ndarray, least: int) -> np.ndarray:
@@ -51,14 +56,20 @@ def _finite(latents: np.ndarray, least: int) -> np.ndarray:
     return known
 
 
+def _column(x: np.ndarray) -> np.ndarray:
+    "Values as float64; what a table has masked is NaN, whatever stands beneath."
+    return np.ma.filled(np.ma.asarray(x, dtype=np.float64), np.nan)
+
+
 def _signs(rotated: np.ndarray, axes: np.ndarray, reference: np.ndarray | None) -> np.ndarray:
     "±1 (S,): with the reference where the correlation is significant, else by the largest loading."
     sign = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])
     if reference is None: return sign
+    reference = _column(reference)
     if len(reference) != len(rotated): raise DataError(f"{len(reference)} values of the reference for {len(rotated)} latents")
     known = np.isfinite(rotated).all(axis=1) & np.isfinite(reference)
     if known.sum() < 10: return sign
-    correlation = axis_correlation(rotated[known], np.asarray(reference)[known, None])[:, 0]
+    correlation = axis_correlation(rotated[known], reference[known, None])[:, 0]
     return np.where(np.abs(correlation) > 3 / np.sqrt(known.sum()), np.sign(correlation), sign)
 
 
@@ -128,6 +139,7 @@ def traverse(
     d, percentile = rotation.rotate(known), np.asarray(percentiles, dtype=np.float64)
     steps = np.repeat(np.median(d, axis=0)[None], len(percentile), axis=0)
     steps[:, axis] = np.percentile(d[:, axis], percentile)
+    if d.std(axis=0).max() <= 1e-12 * np.abs(known).max(initial=1): raise DataError("no latent varies: all objects are at one point")
     alive = d.std(axis=0) > 1e-9 * d.std(axis=0).max()  # a collapsed axis has no distances
     scale = d[:, alive].std(axis=0)
     share, radius = _shares(steps[:, alive] / scale, d[:, alive] / scale, radius)
@@ -144,8 +156,8 @@ class MedianMap(NamedTuple):
 
 
 def _edges(values: np.ndarray, bins: int | np.ndarray) -> np.ndarray:
-    "Edges as given, or `bins` equal cells over the range of the values."
-    return np.linspace(values.min(), values.max(), bins + 1) if np.ndim(bins) == 0 else np.asarray(bins, dtype=np.float64)
+    "Edges as given, or `bins` equal cells over the range of the values; of width 1 in all around a single value."
+    return np.histogram_bin_edges(values, bins) if np.ndim(bins) == 0 else np.asarray(bins, dtype=np.float64)
 
 
 def median_map(
@@ -157,7 +169,7 @@ def median_map(
     min_count: int = 5,
 ) -> MedianMap:
     "Median of `value` in each cell of the plane; objects with any of the three not finite, or beyond the edges, count nowhere."
-    x, y, value = (np.asarray(a, dtype=np.float64) for a in (x, y, value))
+    x, y, value = (_column(a) for a in (x, y, value))
     if not x.shape == y.shape == value.shape: raise DataError(f"a map needs equal columns, not {x.shape}, {y.shape}, {value.shape}")
     known = np.isfinite(x) & np.isfinite(y) & np.isfinite(value)
     if not known.any(): raise DataError(f"none of {len(x)} objects has both coordinates and a value")
@@ -193,9 +205,12 @@ def axis_stability(models: Mapping[str, np.ndarray]) -> Table:
 def axis_of_property(models: Mapping[str, np.ndarray], properties: Mapping[str, np.ndarray]) -> Table:
     """Which axis of each model goes with each property, no axis twice: columns model, property, axis, correlation.
 
-    Objects without one of the properties are left out for all. axis −1 and NaN where there are more properties than axes.
+    Objects without one of the properties are left out for all; DataError where a property is known of none. axis −1 and NaN where there are more properties than axes.
     """
-    values, out = np.column_stack(list(properties.values())), Table(names=["model", "property", "axis", "correlation"], dtype=["U40", "U40", int, float])
+    columns = {label: _column(values) for label, values in properties.items()}
+    empty = [label for label, values in columns.items() if not np.isfinite(values).any()]
+    if empty or not columns: raise DataError(f"no object has {empty[0]!r}: leave it out" if empty else "no property is given")
+    values, out = np.column_stack(list(columns.values())), Table(names=["model", "property", "axis", "correlation"], dtype=["U40", "U40", int, float])
     for name, d in models.items():
         found = {int(j): (int(i), float(r)) for i, j, r in match_axes(d, values).iterrows()}
         for j, label in enumerate(properties): out.add_row((name, label, *found.get(j, (-1, np.nan))))

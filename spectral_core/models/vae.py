@@ -115,8 +115,10 @@ class _Standardised(nn.Module):
 
     @torch.no_grad()
     def standardise(self, batch: Batch | ConditionedBatch) -> Self:
-        "Take the mean spectrum and the moments of the conditions from a batch. Returns itself; DataError for a constant condition."
+        "Take the mean spectrum and the moments of the conditions from a batch. Returns itself; DataError: a constant condition, one spectrum."
         valid = batch.weight > 0
+        if valid.any(1).sum() < 2:
+            raise DataError(f"{int(valid.any(1).sum())} of {len(valid)} spectra have a good pixel: a standard needs two, and better hundreds")
         flux, count = torch.where(valid, batch.flux, 0), valid.sum(0)
         self.fill.copy_(torch.where(count > 0, flux.sum(0) / count.clamp(min=1), flux.sum() / count.sum().clamp(min=1)))
         if self.names:
@@ -233,7 +235,9 @@ def active_units(
     model: VariationalAutoencoder, spectra: Any, *, threshold: float = 0.01, batch_size: int = 256, device: str = "auto"
 ) -> ActiveUnits:
     "Which latents of a model are in use on good spectra (or `ConditionedSpectra`): Burda et al. 2016, §5.2."
-    variance = _in_turn(model, spectra, lambda b: model.encode(*b), batch_size, device).var(0)
+    means = _in_turn(model, spectra, lambda b: model.encode(*b), batch_size, device)
+    if len(means) < 2: raise DataError("the variance over one spectrum is none: active units need two or more")
+    variance = means.var(0)
     return ActiveUnits(variance, variance > threshold)
 
 # %% ../../nbs/42_models.vae.ipynb #5fceda75
@@ -275,6 +279,7 @@ def iwae(
     device: str = "auto",
 ) -> np.ndarray:
     "Importance-weighted bound (n,) on the log-likelihood of each spectrum, in nats; NaN where a fatal flag is set."
+    if k < 1: raise ConfigError(f"a bound needs a draw of each posterior: k is at least 1, not {k}")
     random = torch.Generator(pick_device(device)).manual_seed(seed)
     bound = lambda batch: log_importance(model, batch, k, random).logsumexp(0) - log(k)
     out = np.full(len(spectra), np.nan)
