@@ -43,13 +43,15 @@ def draw_hosts(
     classes: tuple[str, ...] = (),  # all where empty
     z_max: float = 0.30,
     gas_max: float = np.inf,  # km/s, largest width of the lines
+    r_max: float = np.inf,  # faintest magnitude in the fibre
     broad_line: float = 0.0,  # share of type-1 nuclei
 ) -> Table:
     "n drawn (not yet completed) galaxies of some classes; row i depends on the seed, not on n."
     parts, found, block = [], 0, 0
     while found < n:
         drawn = draw_population(256, seed, block, population=population, broad_line=broad_line)
-        fit = (drawn["z"] < z_max) & (drawn["sigma_gas"] < gas_max) & (np.isin(drawn["class"], classes) if classes else True)
+        fit = (drawn["z"] < z_max) & (drawn["sigma_gas"] < gas_max) & (drawn["r_fibre"] < r_max)
+        if classes: fit &= np.isin(drawn["class"], classes)
         parts, found, block = [*parts, drawn[fit]], found + int(fit.sum()), block + 1
     return vstack(parts, metadata_conflicts="silent")[:n]
 
@@ -102,28 +104,29 @@ def other_galaxy(s: Scene, other: Table, ratio: np.ndarray) -> tuple[Tensor, np.
     return scale * light, z
 
 # %% ../../nbs/36_simulate.scene.ipynb #ea11b59b
-def _truth(s: Scene, extra: dict, expected: np.ndarray, chi2: np.ndarray) -> Table:
+def _truth(s: Scene, extra: dict, expected: np.ndarray, chi2: np.ndarray, mark: float) -> Table:
     n, nan = len(s.z), np.full(len(s.z), np.nan)
     return Table({
-        "group": [s.group] * n, "amplitude": s.amplitude, "visible": chi2 >= VISIBLE, "difference_chi2": chi2,
+        "group": [s.group] * n, "amplitude": s.amplitude, "visible": chi2 >= mark, "difference_chi2": chi2,
         "z_true": extra.get("z_true", s.z), "z_second": extra.get("z_second", nan), "teff": extra.get("teff", nan),
         "star": np.asarray(extra.get("star", [""] * n), dtype="U16"), "sn_expected": expected,
-        "host_class": np.asarray(s.truth["class"], dtype="U16"), "r_fibre": np.asarray(s.truth["r_fibre"]),
+        "host_class": np.asarray(s.truth["class"], dtype="U16"), "r_fibre": extra.get("r_fibre", np.asarray(s.truth["r_fibre"])),
     })
 
 
-def expose(s: Scene, odd: Tensor, extra: dict, sn: float | None = None) -> Spectra:
-    """Observe odd spectra (n, m) made from a scene.
+def expose(s: Scene, odd: Tensor, extra: dict, sn: float | None = None, *, mark: float = VISIBLE) -> Spectra:
+    """Observe odd spectra (n, m) made from a scene; `visible` from `mark` on, in χ² per pixel.
 
-    `extra`: columns of truth, `z` a pipeline would give, the ordinary `host` (n, m), `gaps` to bridge, `kept` (n, m) share of the data.
+    `extra`: columns of truth; `z` a pipeline would give; the ordinary `host` (n, m); `gaps` to bridge; `kept` (n, m) share of the
+    data; `noise_scale` (n,) of the exposure, where `sn` does not rule; `key`: what else the ids depend on.
     """
     z, expected, kept = extra.get("z", s.z), snr(odd, s.survey), extra.get("kept", torch.ones(()))
-    scale = torch.ones(len(odd)) if sn is None else expected / sn
+    scale = s.tensor(extra.get("noise_scale", np.ones(len(odd)))) if sn is None else expected / sn
     sigma = quoted_sigma(odd, s.survey) * scale[:, None]
     chi2 = difference_chi2(odd * (kept > 0) - extra.get("host", s.host), sigma, z, s.survey)
-    id = (seed_from("anomaly", s.group, s.survey.name, s.seed, str(sn)) >> 1) + np.arange(len(odd))
+    id = (seed_from("anomaly", s.group, s.survey.name, s.seed, str(sn), *extra.get("key", ())) >> 1) + np.arange(len(odd))
     flux, ivar, mask = add_noise(odd, s.survey, torch.as_tensor(id), noise_scale=scale)
     if "gaps" in extra: flux = bridge_gaps(flux, *extra["gaps"])
     if "kept" in extra: flux, ivar = odd + (flux - odd) * kept.clamp(min=1e-9).rsqrt(), ivar * kept
-    table = _truth(s, extra, (expected / scale).numpy(), chi2)
+    table = _truth(s, extra, (expected / scale).numpy(), chi2, mark)
     return Spectra(flux.numpy(), ivar.numpy(), z, s.survey, mask=mask.numpy(), id=id, table=table)
