@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from astropy.io import fits
 from scipy.ndimage import gaussian_filter1d
 
-from spectral_core.core import ConfigError, DataError
+from spectral_core.core import ConfigError, DataError, Flag
 from spectral_core.simulate import libraries, milkyway
 from spectral_core.simulate.libraries import STAR_GRID, is_held_out, load_library
-from spectral_core.simulate.milkyway import KINDS, mock_stars, mws_cuts, spectral_class
+from spectral_core.simulate.milkyway import KINDS, mock_stars, mws_cuts, normalise_window, spectral_class
 from spectral_core.spectra.preprocessing import preprocess
 from spectral_core.spectra.surveys import DESI, get_survey
 
@@ -265,6 +266,25 @@ def test_classes_have_the_usual_limits():
     assert "".join(spectral_class([3500, 4500, 5800, 6500, 9000, 15000, 40000])) == "MKGFABO"
 
 
+def test_norm_is_predicted_from_a_window(stars):
+    part = mock_stars(200, 9, held_out=True, window=(4000, 5000))
+    ready = normalise_window(part, stars)
+    truth = preprocess(mock_stars(200, 9, held_out=True)).table["norm"]
+    error = np.log(ready.table["norm"] / truth)
+    assert 1.48 * np.median(abs(error)) < 0.06 and abs(np.median(error)) < 0.03 and ready.good.all()
+    np.testing.assert_allclose(ready.flux * np.asarray(ready.table["norm"])[:, None], part.flux * ~ready.mask, rtol=1e-4)
+    assert (preprocess(part).flag & Flag.NO_NORM).all(), "else nobody would need the prediction"
+
+
+def test_norm_scales_with_the_flux_and_dark_rows_are_flagged(stars):
+    part = stars[:4]
+    double = part.replace(flux=2 * part.flux, ivar=part.ivar / 4)
+    norm = normalise_window(part, stars).table["norm"]
+    np.testing.assert_allclose(normalise_window(double, stars).table["norm"], 2 * norm, rtol=1e-5)
+    dark = normalise_window(part.replace(flux=-abs(part.flux)), stars)
+    assert (dark.flag & Flag.BAD_NORM).all() and np.isnan(dark.table["norm"]).all() and np.isfinite(dark.flux).all()
+
+
 # ------------------------------------------------------------------ real data
 
 
@@ -291,6 +311,28 @@ def test_real_stars_lie_within_reach_of_the_libraries(mirror):
     rows = np.flatnonzero((data["median_snr"] > 15) & np.isin(data["bin"], list("AFGK")))
     residual = best_residual(data["wave"], data["flux"][rows], data["ivar"][rows], load_library().flux)
     assert np.median(residual) < 0.03
+
+
+@pytest.mark.real
+def test_white_dwarf_templates_bring_hot_stars_within_reach(mirror):
+    data = np.load(mirror / "desi_dr1_stars" / "stars_4000_5000.npz")
+    rows = np.flatnonzero((data["median_snr"] > 15) & np.isin(data["bin"], list("OB")))
+    star = [data["wave"], data["flux"][rows], data["ivar"][rows]]
+    libraries.load_redrock.cache_clear()
+    without, white = best_residual(*star, load_library().flux), best_residual(*star, libraries.load_redrock().flux)
+    assert np.median(white) < 0.03 < 0.04 < np.median(without)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("letter, low, high", [("G", 0.007, 0.015), ("K", 0.009, 0.018), ("M", 0.02, 0.06)])
+def test_what_the_resolution_of_miles_costs(mirror, letter, low, high):
+    "rms between 2.5 Å FWHM and DESI's resolution in 4000-5000 Å, from templates of 0.1 Å."
+    with fits.open(mirror / "redrock_templates" / f"rrtemplate-STAR-{letter}-v0.1.fits") as hdus:
+        flux = hdus[1].data[::40].astype(float) @ hdus[0].data[:, 9500:20500]  # 3950-5050 Å
+    flux = flux[(flux > 0).all(1)][:30]
+    sigma = DESI.sigma_kms(4500) * 4500 / LIGHT
+    here, there = (gaussian_filter1d(flux, s / 0.1, axis=1)[:, 500:-500] for s in (sigma, 2.5 / 2.3548))
+    assert low < np.median(np.std(there / here - 1, axis=1)) < high
 
 
 def best_residual(wave, flux, ivar, library):

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from astropy.table import Table, vstack
 
-from ..core import ConfigError, generator, nearest, seed_from
+from ..core import ConfigError, Flag, generator, nearest, seed_from
 from .counter import hashed_bits
 from .dust import milky_way, transmission
 from .instrument import add_noise
 from .libraries import STAR_GRID, Library, load_library, load_redrock
 from ..spectra.container import Spectra, concatenate
-from ..spectra.preprocessing import select
+from ..spectra.preprocessing import select, telluric_mask, window_median
 from ..spectra.surveys import Survey, get_survey
 from ..spectra.wavelength import resample_rest
 
 # %% auto #0
-__all__ = ['KINDS', 'BLOCK', 'mws_cuts', 'mock_stars', 'spectral_class']
+__all__ = ['KINDS', 'BLOCK', 'mws_cuts', 'mock_stars', 'spectral_class', 'normalise_window']
 
 # %% ../../nbs/36_simulate.milkyway.ipynb #fade8087
 KINDS = {  # share of stars, T_eff [K], rms of its logarithm, log g and rms, shares of thin disc, thick disc and halo
@@ -203,3 +203,37 @@ def _observed(
 def spectral_class(teff: np.ndarray) -> np.ndarray:
     "O, B, A, F, G, K or M of temperatures in K; limits 30000, 10000, 7500, 6000, 5200 and 3700 K."
     return np.array(list("MKGFABO"))[np.digitize(teff, [3700, 5200, 6000, 7500, 10000, 30000])]
+
+# %% ../../nbs/36_simulate.milkyway.ipynb #5c387dd4
+def _bands(spectra: Spectra, window: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    "Mean flux (n,) in a window, and 1, the means in 20 bands over it, and their squares: (n, 41)."
+    edges = np.searchsorted(spectra.wave, np.linspace(*window, 21))
+    total, count = (np.add.reduceat(x[:, edges[0] : edges[-1]], edges[:-1] - edges[0], axis=1)
+                    for x in (np.where(spectra.mask, 0.0, spectra.flux), (~spectra.mask).astype(float)))
+    level = total.sum(1) / np.maximum(count.sum(1), 1)
+    part = total / np.maximum(count, 1) / np.where(level > 0, level, 1)[:, None]
+    part = np.clip(np.where(count > 0, part, 1), 0, 3)
+    return level, np.concatenate([np.ones((len(part), 1)), part, part**2], axis=1)
+
+
+def normalise_window(spectra: Spectra, reference: Spectra, window: tuple[float, float] = (4000.0, 5000.0)) -> Spectra:
+    """`preprocess` for stars known in a window of observed Å only: the norm is predicted, from full stars of the same kind.
+
+    `reference` are mock stars as drawn, not normalised. Sets BAD_NORM where the mean flux of the window is not positive.
+    """
+    known, design = _bands(reference, window)
+    norm = window_median(reference, reference.survey.norm_window)[0]
+    fit = (known > 0) & (norm > 0)
+    design, target = design[fit], np.log(norm[fit] / known[fit])
+    weights = np.linalg.solve(design.T @ design + 0.1 * np.eye(design.shape[1]), design.T @ target)
+    level, design = _bands(spectra, window)
+    bad = ~(level > 0)
+    norm = np.where(bad, 1.0, level * np.exp(np.clip(design @ weights, -2, 3)))
+    table = spectra.table.copy()
+    table["norm"] = np.where(bad, np.nan, norm)
+    sky = telluric_mask(spectra.wave, spectra.survey.telluric)
+    scale = norm.astype(np.float32)[:, None]
+    out = spectra.replace(flux=spectra.flux / scale, ivar=spectra.ivar * scale**2, mask=spectra.mask | sky,
+                          flag=spectra.flag | np.where(bad, Flag.BAD_NORM, 0).astype(np.int32), table=table)
+    out.table["sn"] = out.sn
+    return out
