@@ -1,7 +1,9 @@
 """DESI coadds: arms, resolution, merge, redshifts by TARGETID, and everything that can be missing or wrong in a file."""
 
 import gzip
+import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,10 +41,15 @@ def sample(n=4, **changes):
     return Spectra(**values | changes, survey=DESI, id=table["targetid"], table=table)
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return write_desi(sample(), tmp_path_factory.mktemp("original"))
+
+
 @pytest.fixture
-def pair(tmp_path):
+def pair(original, tmp_path):
     "A coadd of four targets and its redrock file."
-    return write_desi(sample(), tmp_path)
+    return [Path(shutil.copy(path, tmp_path)) for path in original]
 
 
 def change(path, **units):
@@ -311,6 +318,37 @@ def test_masks_and_resolution_may_be_absent(pair):
     change(pair[0], **{f"{arm}_{what}": None for arm in "BRZ" for what in ("MASK", "RESOLUTION")})
     assert_same(read_desi(pair[0]), before)
     assert read_arms(pair[0]).arms["b"].resolution is None
+
+
+def test_masks_may_be_compressed(pair):
+    with fits.open(pair[0]) as file: mask = file["B_MASK"].data.copy()
+    mask[1, 300:320] = 1
+    before = read_desi(change(pair[0], B_MASK=mask))
+    with fits.open(pair[0]) as file:
+        units = [fits.CompImageHDU(h.data, name=h.name) if h.name == "B_MASK" else h.copy() for h in file]
+    fits.HDUList(units).writeto(pair[0], overwrite=True)
+    assert_same(read_desi(pair[0]), before)
+    assert before.mask[1].sum() == 20
+
+
+def test_files_of_commissioning(pair):
+    with fits.open(pair[0]) as file:  # before COADD_FIBERSTATUS, zbest before redrock
+        columns = {"TARGETID": file["FIBERMAP"].data["TARGETID"], "FIBERSTATUS": np.zeros(4, int), "CMX_TARGET": np.full(4, 2**8)}
+    with fits.open(pair[0], mode="update") as file:
+        for key in ("SURVEY", "PROGRAM", "CHECKSUM", "DATASUM"): file[0].header.pop(key, None)
+    change(pair[0], FIBERMAP=Table(columns))
+    pair[1].rename(pair[1].with_name(pair[1].name.replace("redrock", "zbest")))
+    spectra = read_desi(pair[0])
+    assert spectra.good.all() and set(spectra.table["survey"]) == {"cmx"}
+    assert (spectra.table["coadd_fiberstatus"] == 0).all() and set(spectra.table["missing"]) == {"coordinates"}
+
+
+def test_special_programs_have_the_bits_of_the_main_survey(pair):
+    with fits.open(pair[0], mode="update") as file: file[0].header["SURVEY"] = "special"
+    bits = {"SV1_DESI_TARGET": np.zeros(4, int), "DESI_TARGET": np.full(4, 2**60)}
+    change(pair[0], FIBERMAP=Table({"TARGETID": np.arange(1, 5)} | bits))
+    table = read_desi(pair[0]).table
+    assert set(table["survey"]) == {"special"} and set(table["targeting"]) == {"main"}
 
 
 def test_a_survey_is_found_without_a_header(pair):

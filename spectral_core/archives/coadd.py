@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
+from astropy.io import fits
 from astropy.table import Table
 from .fits import HDU, read_fits
 from ..core import DataError, SpectrumError
@@ -103,7 +104,7 @@ def merge_arms(arms: Iterable[Arm], grid: Grid = DESI.grid) -> tuple[np.ndarray,
 # %% ../../nbs/19_archives.coadd.ipynb #bf71b700
 def _image(path: Path, units: dict[str, HDU], name: str, shape: tuple[int, ...]) -> np.ndarray:
     "The image of a unit; DataError with both sizes where it does not fit the fibre map and the wavelengths."
-    data = units[name].data
+    data = fits.getdata(path, name) if units[name].get("ZIMAGE") else units[name].data  # early masks are compressed
     if data is None and 0 in shape: return np.zeros(shape)
     found = None if data is None else data.shape
     if found and found[0] != shape[0]: raise DataError(f"{path}: FIBERMAP has {shape[0]} rows and {name} {found[0]}; one of them is incomplete")
@@ -111,7 +112,7 @@ def _image(path: Path, units: dict[str, HDU], name: str, shape: tuple[int, ...])
     return data
 
 
-def _arm(path: Path, units: dict[str, HDU], letter: str, n: int) -> Arm:
+def _arm(path: Path, units: dict[str, HDU], letter: str, n: int, resolution: bool) -> Arm:
     "One arm of n fibres, checked and cleaned."
     wanted = [f"{letter}_{what}" for what in ("WAVELENGTH", "FLUX", "IVAR")]
     missing = [name for name in wanted if name not in units or name == wanted[0] and units[name].data is None]
@@ -124,11 +125,11 @@ def _arm(path: Path, units: dict[str, HDU], letter: str, n: int) -> Arm:
     flux, ivar = (_image(path, units, name, (n, len(wave))).astype("f4") for name in wanted[1:])
     bits = _image(path, units, f"{letter}_MASK", flux.shape).astype("i8") if f"{letter}_MASK" in units else np.zeros(flux.shape, "i8")
     good = (bits == 0) & np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
-    resolution = units[f"{letter}_RESOLUTION"].data if f"{letter}_RESOLUTION" in units else None
-    if resolution is not None:
-        shape = (n, resolution.shape[1] if resolution.ndim == 3 else 11, len(wave))
-        resolution = np.nan_to_num(_image(path, units, f"{letter}_RESOLUTION", shape).astype("f4"), posinf=0, neginf=0)
-    return Arm(letter.lower(), wave, np.where(good, flux, np.float32(0)), np.where(good, ivar, np.float32(0)), ~good, resolution)
+    diagonals = units[f"{letter}_RESOLUTION"].data if resolution and f"{letter}_RESOLUTION" in units else None
+    if diagonals is not None:
+        shape = (n, diagonals.shape[1] if diagonals.ndim == 3 else 11, len(wave))
+        diagonals = np.nan_to_num(_image(path, units, f"{letter}_RESOLUTION", shape).astype("f4"), posinf=0, neginf=0)
+    return Arm(letter.lower(), wave, np.where(good, flux, np.float32(0)), np.where(good, ivar, np.float32(0)), ~good, diagonals)
 
 # %% ../../nbs/19_archives.coadd.ipynb #a6713d48
 TARGETING = {"sv1": "sv1_desi_target", "sv2": "sv2_desi_target", "sv3": "sv3_desi_target", "cmx": "cmx_target", "main": "desi_target"}
@@ -175,8 +176,8 @@ def is_coadd(hdus: Sequence[HDU]) -> bool:
     return any(re.fullmatch(r"(B|R|Z|BRZ)_(WAVELENGTH|FLUX|IVAR)", hdu.name) for hdu in hdus)
 
 
-def coadd_of(path: str | Path, hdus: Sequence[HDU]) -> Coadd:
-    "A coadd from the units of its file; DataError or SpectrumError with the file's name where they don't fit together."
+def coadd_of(path: str | Path, hdus: Sequence[HDU], *, resolution: bool = True) -> Coadd:
+    "A coadd from the units of its file, with R or without; DataError or SpectrumError with the file's name where they don't fit."
     path, units = Path(path), {hdu.name: hdu for hdu in hdus}
     if not is_coadd(hdus): raise DataError(f"{path}: no DESI coadd (no B_, R_ or Z_FLUX); found {'; '.join(map(str, hdus))[:400]}")
     table = units.get("FIBERMAP")
@@ -184,7 +185,7 @@ def coadd_of(path: str | Path, hdus: Sequence[HDU]) -> Coadd:
         raise DataError(f"{path}: no FIBERMAP with a column TARGETID; found {table or ', '.join(filter(None, units))}")
     fibermap = Table({name: table.column(name) for name in table.names if np.ndim(table.data[name]) == 1})
     letters = [x for x in ("B", "R", "Z", "BRZ") if any(f"{x}_{what}" in units for what in ("WAVELENGTH", "FLUX", "IVAR"))]
-    arms = {letter.lower(): _arm(path, units, letter, len(fibermap)) for letter in letters}
+    arms = {letter.lower(): _arm(path, units, letter, len(fibermap), resolution) for letter in letters}
     return Coadd(path, arms, fibermap, _facts([hdus[0], table], path, fibermap.colnames))
 
 

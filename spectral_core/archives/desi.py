@@ -100,7 +100,7 @@ def _read(path: Path, name: str, inside: bool) -> _Part | Redrock | str:
     if inside and not path.name.lower().removesuffix(".gz").endswith((".fits", ".fit")): return "no FITS file"
     hdus = read_fits(path)
     if is_coadd(hdus):
-        if not _exposures(hdus): return _part(coadd_of(path, hdus), name)
+        if not _exposures(hdus): return _part(coadd_of(path, hdus, resolution=False), name)
         reason = "single exposures, with a target in several rows: read the coadd instead"
     elif redshift_unit(hdus) is not None: return redrock_of(path, hdus)
     else: reason = f"neither a DESI coadd nor redshifts; it holds {', '.join(h.name or 'nameless' for h in hdus)}"
