@@ -2,8 +2,10 @@
 
 import gzip
 import shutil
+import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -607,8 +609,30 @@ def test_addresses_that_are_none(wrong):
 
 
 def test_the_query_without_its_client_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sparcl.client", None)
+    monkeypatch.setitem(sys.modules, "sparcl.client", None)
     with pytest.raises(ConfigError, match="pip install sparclclient"): query_desi()
+
+
+def test_what_a_query_asks_for_and_makes_of_the_answer(monkeypatch):
+    asked = {}
+
+    class Client:
+        def find(self, **what):
+            asked["find"] = what
+            return SimpleNamespace(ids=["a"])
+
+        def retrieve(self, **what):
+            asked["retrieve"] = what
+            record = {"specid": 7, "flux": np.ones(M), "ivar": np.ones(M), "mask": None, "wavelength": WAVE}
+            return SimpleNamespace(records=[record | {"redshift": 0.3, "survey": "sv3"}])
+
+    monkeypatch.setitem(sys.modules, "sparcl", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "sparcl.client", SimpleNamespace(SparclClient=Client))
+    spectra = query_desi(z=(0.1, 0.4), constraints={"survey": ["sv3"]}, include=["survey"], limit=9)
+    wanted = {"data_release": ["DESI-EDR"], "spectype": ["GALAXY"], "redshift": [0.1, 0.4], "survey": ["sv3"]}
+    assert asked["find"]["constraints"] == wanted and asked["retrieve"]["uuid_list"] == ["a"]
+    assert {"flux", "ivar", "mask", "wavelength", "survey"} <= set(asked["retrieve"]["include"])
+    assert [spectra.id[0], spectra.z[0], spectra.table["survey"][0]] == [7, 0.3, "sv3"] and spectra.good.all()
 
 
 def test_records_become_the_spectra_that_they_came_from(pair):
