@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectral_core.analysis.attribution import Attribution, attribute, group_by_window, mean_absolute, rotate
 from spectral_core.core import ConfigError, DataError, RunError
@@ -381,3 +382,43 @@ def test_windows_side_by_side_hold_everything_and_separate_ones_their_own_pixels
 def test_the_error_is_what_is_missing_relative_to_the_scale():
     found = Attribution(np.array([[[1.0, 2.0]]]), np.array([0.5]), np.array([[3.6]]), 10.0)
     assert found.additivity_error == pytest.approx(0.01)
+
+
+# ---- memory, and degenerate input
+
+
+class Largest(TorchDispatchMode):
+    "Notes how many bytes the largest tensor holds."
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(t, torch.Tensor): self.size = max(self.size, t.untyped_storage().nbytes())
+        return out
+
+
+def test_memory_does_not_grow_with_the_number_of_pairs():
+    "Nothing is larger than what a chunk needs, or than the result; 144 pairs held at once would be several times that."
+    model, chunk = encoder(m=100), 2
+    for n, n_background in ((2, 2), (12, 12)):
+        with Largest() as largest: found = attribute(model, spectra(n, 100), spectra(n_background, 100, seed=1), chunk=chunk)
+        assert largest.size <= max(found.values.nbytes, 4 * chunk * 3 * 49 * 5 * 8)
+    assert 12 * 12 * 3 * 100 * 4 > 3 * max(found.values.nbytes, largest.size)
+
+
+def test_degenerate_input_gives_zeros_or_a_clear_error():
+    "A constant pixel says nothing, a latent that collapsed has nothing to explain; NaN weights and no background are refused."
+    torch.manual_seed(0)
+    net, x, background = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2)), torch.rand(3, 8), torch.rand(4, 8)
+    x[:, 3] = background[:, 3] = 0.5
+    assert (attribute(net, x, background).values[..., 3] == 0).all()
+    assert attribute(net, x[:1], background[:1]).additivity_error < 1e-6
+    for wrong in (background[:0], np.empty((0, 8))):
+        with pytest.raises(DataError, match=r"background must be \(n, m\) with n > 0"): attribute(net, x, wrong)
+    with torch.no_grad(): net[2].weight[1] = net[2].bias[1] = 0
+    found = attribute(net, x, background)
+    assert (found.values[:, 1] == 0).all() and np.abs(found.values[:, 0]).max() > 0
+    with torch.no_grad(): net[2].weight[0, 0] = torch.nan
+    with pytest.raises(RunError, match="the model itself gives NaN"): attribute(net, x, background)

@@ -127,3 +127,16 @@ def test_manifolds_are_what_they_claim():
     rough = np.abs(np.diff(made.clean, axis=1)).mean()
     assert rough < np.abs(np.diff(np.random.default_rng(0).permuted(made.clean, axis=1), axis=1)).mean() / 2
     with pytest.raises(DataError, match="13 pixels"): synthetic_manifold(10, 4, 12)
+
+
+def test_bounds_alone_are_enough_and_those_that_do_not_match_are_refused():
+    random, table = np.random.default_rng(0), fits()
+    table["bounds"] = random.normal(0, 3, (len(table), 500)) + np.asarray(table["iwae"])[:, None]
+    del table["iwae"]
+    rows = summarise(table)
+    assert rows["iwae"][0] == pytest.approx(np.mean(table["bounds"][(table["n_latent"] == 1) & (table["conditions"] == "mass")]))
+    assert {"deficit", "deficit_error"} <= set(choose_dimension(table).summary.colnames)
+    assert choose_dimension(table).paired == 3 and "iwae" not in table.colnames
+    broken = table.copy()
+    broken["bounds"] = np.nan
+    with pytest.raises(DataError, match="0 spectra have a bound"): choose_dimension(broken)

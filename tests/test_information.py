@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from astropy.table import MaskedColumn
 
 from spectral_core.analysis.information import information_null, information_table, mutual_information
 from spectral_core.core import DataError
@@ -92,3 +93,29 @@ def test_the_table_finds_the_planted_pairs_and_a_collapsed_latent():
     assert (table["n"] == 1191).all() and (table["n_missing"] == 9).all()
     assert "constant" in table["reason"][2]
     with pytest.raises(DataError, match="5 values of mass"): information_table(latents, {"mass": np.ones(5)})
+
+
+def test_what_a_table_has_masked_is_missing_whatever_stands_beneath():
+    x, y = pair(0.9, 1000)
+    hidden = np.arange(1000) % 2 == 0
+    column = MaskedColumn(np.where(hidden, 99.0, y), mask=hidden)
+    found = mutual_information(x, column, n_null=5)
+    assert (found.n, found.n_missing) == (500, 500)
+    assert found.value == mutual_information(x[~hidden], y[~hidden], n_null=5).value
+    row = information_table(x[:, None], {"mass": column}, n_null=5)[0]
+    assert (row["n"], row["n_missing"]) == (500, 500)
+
+
+def test_one_row_and_no_null_are_refused_or_counted():
+    with pytest.raises(DataError, match="1 pairs"): mutual_information([1.0], [2.0])
+    with pytest.raises(DataError, match="n_null is at least 1"): mutual_information(*pair(0.5, 300), n_null=0)
+    row = information_table(np.ones((1, 2)), {"mass": [1.0]})[0]
+    assert np.isnan(row["mi"]) and row["n"] == 1 and "1 pairs" in row["reason"]
+
+
+def test_independent_columns_with_ties_have_fair_p_values():
+    "A property in five classes, and one rounded to a tenth: the null of continuous columns still holds."
+    random, null = np.random.default_rng(3), information_null(300, n_null=100, seed=4)
+    p = [mutual_information(random.normal(size=300), make(random), null=null).p for _ in range(40)
+         for make in (lambda r: r.integers(0, 5, 300), lambda r: np.round(r.normal(size=300), 1))]  # fmt: skip
+    assert 0.35 < np.mean(p) < 0.65 and np.mean(np.array(p) < 0.05) < 0.15

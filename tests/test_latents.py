@@ -137,3 +137,25 @@ def test_axes_are_matched_through_shuffling_mirrors_and_further_axes():
     few = axis_of_property({"1": d[:, :1]}, {"mass": true[:, 0], "SFR": true[:, 1]})
     assert few["axis"].tolist() == [0, -1] and np.isnan(few["correlation"][1])
     with pytest.raises(DataError, match="not the same"): match_axes(d, six[:-1])
+
+
+def test_points_without_spread_one_row_and_another_width_are_refused_by_name():
+    _, latents = cloud()
+    rotation = principal_rotation(latents)
+    with pytest.raises(DataError, match="no latent varies"): traverse(np.ones_like(latents), 0, rotation)
+    with pytest.raises(DataError, match="1 of 1 rows"): principal_rotation(latents[:1])
+    for call in (rotation.rotate, rotation.unrotate):
+        with pytest.raises(DataError, match="a rotation of"): call(latents[:, 1:])
+    flat = median_map(np.ones(20), np.arange(20.0), np.full(20, 3.0), 4)
+    assert flat.count.sum() == 20 and (np.diff(flat.x_edges) > 0).all() and np.nanmin(flat.median) == 3
+
+
+def test_a_property_that_no_object_has_is_named_and_masked_values_are_missing():
+    _, latents = cloud()
+    with pytest.raises(DataError, match="no object has 'dust'"):
+        axis_of_property({"a": latents}, {"dust": np.full(len(latents), np.nan)})
+    with pytest.raises(DataError, match="no property is given"): axis_of_property({"a": latents}, {})
+    hidden = np.arange(len(latents)) < 500
+    masked = np.ma.masked_array(np.where(hidden, 1e6, latents[:, 0]), hidden)
+    assert abs(axis_of_property({"a": latents}, {"mass": masked})["correlation"][0]) > 0.99
+    assert median_map(latents[:, 0], latents[:, 1], masked).count.sum() == len(latents) - 500

@@ -417,3 +417,14 @@ def test_a_linear_start_says_what_the_data_are_before_any_step_and_a_fit_goes_on
 def test_a_linear_start_needs_room_and_dense_layers(wrong):
     model = VariationalAutoencoder(rest(120), 3, replace(SMALL, **wrong))
     with pytest.raises(ConfigError, match="linear start"): start_linear(model, made(30).to("cpu"))
+
+
+def test_one_spectrum_is_no_standard_has_no_active_units_and_has_a_bound():
+    spectra, config = made(30), replace(SMALL, likelihood="ivar")
+    model = VariationalAutoencoder(spectra.survey, 2, config)
+    for few in (spectra[:0], spectra[:1], spectra.replace(mask=np.ones(spectra.flux.shape, bool))):
+        with pytest.raises(DataError, match="have a good pixel: a standard needs two"): model.standardise(few.to("cpu"))
+    model.standardise(spectra.to("cpu"))
+    with pytest.raises(DataError, match="over one spectrum is none"): active_units(model, spectra[:1], device="cpu")
+    with pytest.raises(ConfigError, match="k is at least 1"): iwae(model, spectra, 0, device="cpu")
+    assert np.isfinite(iwae(model, spectra[:1], 4, device="cpu")).all()
