@@ -38,10 +38,10 @@ def _collect(values: dict[str, np.ndarray | float], n: int) -> np.ndarray:
     return np.stack([np.broadcast_to(values.get(name, 0.0), n) for name in LINES["name"]], axis=1)
 
 
-def hii_ratios(n2: np.ndarray, excitation: np.ndarray) -> np.ndarray:
-    "Intrinsic fluxes (n, lines) of an H II galaxy relative to Hβ = 1, from log [NII]/Hα and the excitation deviate (n,)."
+def hii_ratios(n2: np.ndarray, excitation: np.ndarray, sulphur: np.ndarray | float = 0.0) -> np.ndarray:
+    "Intrinsic fluxes (n, lines) of an H II galaxy, Hβ = 1, from log [NII]/Hα, the excitation deviate, a shift of log [SII] (n,)."
     o3 = np.interp(n2, _N2, _O3_HB) + np.where(n2 > -0.6, 0.2, 0.12) * excitation
-    s2, o1 = np.interp(n2, _N2, _S2_HA) - 0.1 * excitation, np.interp(n2, _N2, _O1_HA) - 0.1 * excitation
+    s2, o1 = np.interp(n2, _N2, _S2_HA) - 0.1 * excitation + sulphur, np.interp(n2, _N2, _O1_HA) - 0.1 * excitation
     o2 = 10 ** (np.interp(n2, _N2, _O2_HB) - 0.05 * excitation)
     hot = 10 ** np.clip(-2.4 + 0.6 * np.clip(-0.7 - n2, 0, 1), None, -1.8)  # 4363 needs hot, metal-poor gas
     values = dict(_BALMER, **_FAINT, halpha=2.86, oiii=10**o3, oii=o2, nii=2.86 * 10**n2, sii=2.86 * 10**s2, oi=2.86 * 10**o1,

@@ -12,6 +12,7 @@ from astropy.table import Table
 from ..core import ConfigError, SpectrumError, generator, seed_from
 from .galaxy import make_galaxies, observed
 from .instrument import add_noise, snr
+from .photometry import survey_columns
 from .population import distance_modulus, draw_population, luminosity_distance, luminosity_function
 from ..spectra.container import Spectra, concatenate
 from ..spectra.surveys import Survey, get_survey
@@ -32,12 +33,25 @@ def _hashed(numbers: np.ndarray, key: int) -> np.ndarray:
     return ((x ^ (x >> np.uint64(31))) >> np.uint64(2)).astype(np.int64)
 
 # %% ../../nbs/36_simulate.mock.ipynb #b8a92184
+_BGS_EXPOSURE = 180.0  # s
+
+
+def _is_bgs(population: str | dict[str, float]) -> bool:
+    return "bgs" in ([population] if isinstance(population, str) else population)
+
+
+def _noise_scale(truth: Table, survey: Survey) -> torch.Tensor | float:
+    "Factor on the noise: of the exposure where the truth has one."
+    if survey.name != "desi" or "exposure" not in truth.colnames: return 1.0
+    return torch.as_tensor(np.sqrt(_BGS_EXPOSURE / np.asarray(truth["exposure"], float)))
+
+
 def _expose(
     truth: Table, noise_free: torch.Tensor, z: np.ndarray, survey: Survey, id: np.ndarray, object_id: np.ndarray,
     sn: np.ndarray | None,
 ) -> Spectra:
     "Spectra with noise, and their truth with the columns z, sn and survey of this observation."
-    scale = 1.0 if sn is None else snr(noise_free, survey) / torch.as_tensor(np.asarray(sn, np.float32), device=noise_free.device)
+    scale = _noise_scale(truth, survey) if sn is None else snr(noise_free, survey) / torch.as_tensor(np.asarray(sn, np.float32), device=noise_free.device)
     seeds = torch.as_tensor(id, device=noise_free.device)
     flux, ivar, mask = (x.cpu().numpy() for x in add_noise(noise_free, survey, seeds, noise_scale=scale))
     truth["z"] = z
@@ -63,6 +77,9 @@ def mock_blocks(
         drawn = draw_population(BLOCK, seed, block, population=population, broad_line=broad_line)
         row = np.arange(block * BLOCK, min((block + 1) * BLOCK, n))
         truth, light, lum = make_galaxies(drawn, device=device)
+        if _is_bgs(population):
+            truth.update(survey_columns(truth, light, lum))
+            truth["exposure"] = _BGS_EXPOSURE * 0.5 * 6 ** generator("exposure", seed, block).random(BLOCK)
         z = np.asarray(drawn["z"])
         continuum, lines = observed(truth, z, survey, device=device, made=(light, lum))
         keep = slice(0, len(row))
@@ -76,14 +93,15 @@ def mock_survey(
     n: int = 4000,
     seed: int = 0,
     *,
-    population: str | dict[str, float] = "survey",  # or "main", "flat", "bright", or shares of them
+    population: str | dict[str, float] = "survey",  # or "main", "flat", "bright", "bgs", or shares of them
     broad_line: str | float = "survey",  # or the share of type-1 nuclei above 1e10 M☉, quasar-like ones included
     device: str = "cpu",
     progress: bool = False,
 ) -> Spectra:
     """n mock galaxies as `survey` sees them; their truth is `.table`, row for row.
 
-    Row i depends on seed, population and broad_line, not on n; the same galaxies come back for every survey.
+    Row i depends on seed, population and broad_line, not on n; the same galaxies come back for every survey. "bgs" rows carry
+    magnitudes and an exposure time; `bgs_cuts` says which of them DESI would have targeted.
     """
     from tqdm.auto import tqdm
 
@@ -92,14 +110,14 @@ def mock_survey(
     if not parts: raise ConfigError("a mock survey needs at least one row")
     return concatenate(parts)
 
-# %% ../../nbs/36_simulate.mock.ipynb #c97809ad
+# %% ../../nbs/36_simulate.mock.ipynb #ac28486d
 def _moved(truth: Table, z: np.ndarray) -> Table:
     "Truth with fluxes and magnitudes as received from redshift z."
     truth, before = truth.copy(), np.asarray(truth["z"], float)
     ratio = (luminosity_distance(before) / luminosity_distance(z)) ** 2
     for name in truth.colnames:
         if name.startswith("flux_"): truth[name] *= ratio
-    for name in ("r", "r_fibre"): truth[name] -= 2.5 * np.log10(ratio)
+        if name in ("r", "r_fibre", "fibermag_r") or name.startswith("mag_"): truth[name] -= 2.5 * np.log10(ratio)
     return truth
 
 

@@ -45,8 +45,14 @@ POPULATIONS = {
     "main": {"main": 1.0},
     "flat": {"flat": 1.0},
     "bright": {"bright": 1.0},
+    "bgs": {"bgs": 1.0},
 }
 _Z, _M = np.linspace(0.003, 0.5, 498), np.linspace(-24.5, -15.0, 191)
+_Z_BGS = np.linspace(0.0105, 0.7995, 790)
+
+
+def _redshifts(selection: str) -> np.ndarray:
+    return _Z_BGS if selection == "bgs" else _Z
 
 
 def luminosity_function(m_r: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -58,9 +64,9 @@ def luminosity_function(m_r: np.ndarray, z: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=8)
 def _cells(selection: str) -> np.ndarray:
     "Cumulative weight of the flattened (z, M_r) grid under one selection."
-    z, m = _Z[:, None], _M[None, :]
+    z, m = _redshifts(selection)[:, None], _M[None, :]
     distance = luminosity_distance(z) / (1 + z)
-    density = luminosity_function(m, z) * distance**2 * np.gradient(distance[:, 0], _Z)[:, None]
+    density = luminosity_function(m, z) * distance**2 * np.gradient(distance[:, 0], z[:, 0])[:, None]
     r = m + distance_modulus(z) + 0.9 * z
     weight = {
         "main": density * (r > 13.5) * (r < 17.77),
@@ -68,6 +74,7 @@ def _cells(selection: str) -> np.ndarray:
         "bright": density * (r < 14.2) * (r > 10) * (z > 0.008),
         "flat": 1.0 * (r > 14) * (r < 19.3),
         "hii": (z < 0.16) * (m > -20.5) * (m < -15.5) * (r < 18.6) / z,
+        "bgs": density * (r > 12) * (r < 20.4),
     }[selection]
     return np.cumsum(weight.ravel()) / weight.sum()
 
@@ -77,9 +84,11 @@ def _draw_place(rng: np.random.Generator, n: int, shares: dict[str, float]) -> t
     names = list(shares)
     sel = np.array(names)[rng.choice(len(names), n, p=np.array(list(shares.values())) / sum(shares.values()))]
     u, jitter_z, jitter_m = rng.random((3, n))
-    cell = np.zeros(n, int)
-    for name in names: cell = np.where(sel == name, np.searchsorted(_cells(name), u), cell)
-    z = _Z[cell // len(_M)] + (jitter_z - 0.5) * (_Z[1] - _Z[0])
+    cell, z = np.zeros(n, int), np.zeros(n)
+    for name in names:
+        grid, cell = _redshifts(name), np.where(sel == name, np.searchsorted(_cells(name), u), cell)
+        place = grid[np.minimum(cell // len(_M), len(grid) - 1)] + (jitter_z - 0.5) * (grid[1] - grid[0])
+        z = np.where(sel == name, place, z)
     return sel, z, _M[cell % len(_M)] + (jitter_m - 0.5) * (_M[1] - _M[0])
 
 
@@ -87,6 +96,36 @@ def _shares(population: str | dict[str, float]) -> dict[str, float]:
     if isinstance(population, dict): return population
     if population in POPULATIONS: return POPULATIONS[population]
     raise ConfigError(f"no population {population!r}; did you mean {nearest(population, POPULATIONS) or list(POPULATIONS)}?")
+
+# %% ../../nbs/25_simulate.population.ipynb #0e2782ab
+def _half_light_radius(log_m: np.ndarray, z: np.ndarray, deviate: np.ndarray) -> np.ndarray:
+    "Half-light radius in arcsec of galaxies of mass log_m and a deviate (n,)."
+    mass = 10**log_m
+    kpc = 0.1 * mass**0.14 * (1 + mass / 3.98e10) ** 0.25 * np.exp(0.35 * deviate)
+    return kpc / luminosity_distance(z) * (1 + z) ** 2 * 206.265
+
+
+def _share_in_fibre(radius: np.ndarray) -> np.ndarray:
+    "Share of the light in a fibre of 1.5″ under seeing of 1″, for half-light radii in arcsec."
+    x = 1.678 * 0.75 / np.hypot(radius, 0.5)
+    return 1 - (1 + x) * np.exp(-x)
+
+# %% ../../nbs/25_simulate.population.ipynb #48645410
+_BGS = {
+    "quiescent": (10.39, 0.22), "starburst": 0.01, "calm": 0.2, "sulphur": (-0.18, -0.24),
+    "factor": {"ha_yield": 0.81, "agn_ew": 0.81, "tau": 1.17, "a_v_gas": 1.35, "agn_share": 0.6},
+    "step": {"n2_hii": -0.06, "excitation": -1.15, "agn_o3": -0.4, "agn_n2": 0.04, "agn_extra": -1.0},
+}
+
+
+def _calibrated(t: Table) -> dict[str, np.ndarray]:
+    "Columns that differ in `bgs` rows, and `sulphur`: the shift of log [SII] against H II regions of the same [NII]."
+    bgs = t["sel"] == "bgs"
+    out = {name: np.where(bgs, factor * t[name], t[name]) for name, factor in _BGS["factor"].items()}
+    out |= {name: np.where(bgs, step + t[name], t[name]) for name, step in _BGS["step"].items()}
+    out |= {name: np.where(bgs, t[name] ** _BGS["calm"], t[name]) for name in ("recent_200", "recent_20")}
+    out["burst_fraction"] = np.where(bgs & t["starburst"], _BGS["starburst"], 1.0) * t["burst_fraction"]
+    return out | {"sulphur": np.where(bgs, np.polyval(_BGS["sulphur"][::-1], t["log_mass_class"] - 10), 0.0)}
 
 # %% ../../nbs/25_simulate.population.ipynb #65716e2d
 CLASSES = ("star-forming", "composite", "seyfert", "retired", "passive", "post-starburst", "broad-line")
@@ -96,16 +135,18 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def _centre(fibre_fraction: np.ndarray) -> np.ndarray:
-    "0 where the fibre holds 40 % of the light or more, 1 where it holds less than 20 %."
-    return np.clip((-2.5 * np.log10(fibre_fraction) - 0.9) / 0.9, 0, 1)
+def _centre(t: Table) -> np.ndarray:
+    "0 where SDSS's fibre holds 40 % of the light or more, 1 where it holds less than 20 %; 16 and 8 % of DESI's."
+    share = np.where(t["sel"] == "bgs", 2.5 * t["fibre_fraction"], t["fibre_fraction"])
+    return np.clip((-2.5 * np.log10(share) - 0.9) / 0.9, 0, 1)
 
 
 def _draw_class(rng: np.random.Generator, t: Table, broad_share: float) -> np.ndarray:
     "Class (n,) str from the mass, the selection and how central the fibre looks."
     log_m, sel = np.asarray(t["log_mass_class"]), np.asarray(t["sel"])
     u, v, w = rng.random((3, len(log_m)))
-    share = 0.06 + 0.76 * _sigmoid((log_m - 10.5 + 0.5 * (_centre(t["fibre_fraction"]) - 0.25)) / 0.3)
+    middle, width = (np.where(sel == "bgs", *pair) for pair in zip(_BGS["quiescent"], (10.5, 0.3)))
+    share = 0.06 + 0.76 * _sigmoid((log_m - middle + 0.5 * (_centre(t) - 0.25)) / width)
     quiescent = u < np.where(sel == "lrg", 0.93, np.where(sel == "hii", 0, share))
     seyfert = 0.01 + 0.09 * _sigmoid((log_m - 10.4) / 0.25)
     composite = 0.02 + 0.30 * _sigmoid((log_m - 10.35) / 0.25)
@@ -125,7 +166,7 @@ def _draw_history(rng: np.random.Generator, t: Table) -> dict[str, np.ndarray]:
     sf, old, psb = kind == "star-forming", np.isin(kind, ["retired", "passive"]), kind == "post-starburst"
     normal, unit = rng.standard_normal((4, n)), rng.random((6, n))
     mean = np.where(sf, 0.52 - 0.22 * (log_m - 9.8) - 0.08 * (log_m < 10), np.where(old | psb, -0.05, 0.26))
-    centre = 0.35 * _centre(t["fibre_fraction"]) * _sigmoid((log_m - 9.8) / 0.3) * ~old
+    centre = 0.35 * _centre(t) * _sigmoid((log_m - 9.8) / 0.3) * ~old
     log_tau = mean - centre + np.where(sf, 0.22, np.where(old, 0.15, 0.18)) * normal[0]
     starburst = _pick(rng, sf, np.where(t["sel"] == "hii", 1.0, np.where(log_m < 10.2, 0.05, 0.01)))
     burst = _pick(rng, sf & ~starburst, np.where(log_m < 9.6, 0.25, 0.12))
@@ -149,7 +190,7 @@ def _draw_metals_dust(rng: np.random.Generator, t: Table) -> dict[str, np.ndarra
     "log Z/Z☉, attenuations in mag, slope of the dust curve, EW of interstellar Na D in Å, Milky Way reddening."
     n, log_m, old = len(t), t["log_mass_class"], np.isin(t["class"], ["retired", "passive", "post-starburst"])
     normal, tail = rng.standard_normal((7, n)), rng.exponential(size=(2, n))
-    centre = _centre(t["fibre_fraction"])
+    centre = _centre(t)
     log_z = np.where(old, 0.18 + 0.15 * (log_m - 10.8) + 0.08 * normal[0], -0.10 + 0.40 * (log_m - 10.3) + 0.20 * normal[0])
     a_v = np.clip(0.52 + 0.15 * centre + 0.28 * (log_m - 10) + 0.22 * normal[1], 0.02, 2.2)
     a_v += _pick(rng, ~old, 0.05) * 0.7 * tail[0]
@@ -221,6 +262,13 @@ def _given_place(rng: np.random.Generator, z: np.ndarray, r: np.ndarray) -> tupl
     return np.where(hii, "hii", np.where((z > 0.15) & (m_r < -22.1), "lrg", "main")), m_r
 
 
+def _seen_by_desi(t: Table, deviate: np.ndarray) -> dict[str, np.ndarray]:
+    "Radius in arcsec of all rows; magnitude and share in DESI's fibre where the selection is `bgs`."
+    radius = _half_light_radius(t["log_mass_class"], t["z"], deviate)
+    share = np.where(t["sel"] == "bgs", _share_in_fibre(radius), t["fibre_fraction"])
+    return {"r50": radius, "fibre_fraction": share, "r_fibre": t["r"] - 2.5 * np.log10(share)}
+
+
 def draw_population(
     n: int,
     seed: int = 0,
@@ -244,7 +292,9 @@ def draw_population(
     log_m = -0.4 * (m_r - 4.65) + 0.2 + 0.1 * rng.standard_normal(n) - 0.6 * (sel == "hii")
     t = Table({"sel": sel, "z": z, "m_r": m_r, "r": r, "r_fibre": r + offset, "fibre_fraction": 10 ** (-0.4 * offset),
                "log_mass_class": log_m})
+    if "bgs" in shares: t.update(_seen_by_desi(t, generator("sizes", seed, block).standard_normal(n)))
     t["class"] = _draw_class(rng, t, 0.008 if broad_line == "survey" else float(broad_line)).astype("U14")
     for draw in (_draw_history, _draw_metals_dust, _draw_motion, _draw_gas): t.update(draw(rng, t))
     t.update(_draw_type1(rng, t, broad_line == "survey"))
+    if "bgs" in shares: t.update(_calibrated(t))
     return t

@@ -117,7 +117,7 @@ def narrow_lines(ssp: SSPGrid, weights: Tensor, light: Tensor, truth: Table | di
     "Luminosities (n, lines) in L☉ per M☉ formed, after the galaxy's dust, in the order of LINES."
     col = lambda name: torch.as_tensor(np.asarray(truth[name], float), dtype=light.dtype, device=light.device)
     ratios = [torch.as_tensor(r, dtype=light.dtype, device=light.device) for r in (
-        hii_ratios(truth["n2_hii"], truth["excitation"]),
+        hii_ratios(truth["n2_hii"], truth["excitation"], truth["sulphur"] if "sulphur" in truth.keys() else 0.0),
         nuclear_ratios(truth["agn_n2"], truth["agn_o3"], truth["agn_hard"], truth["agn_extra"]))]
     hii, nucleus = (r / r[:, _HALPHA : _HALPHA + 1] for r in ratios)
     wave = torch.as_tensor(np.array(LINES["wave"]), dtype=light.dtype, device=light.device)
