@@ -16,12 +16,11 @@ from ..spectra.container import Spectra
 from ..spectra.wavelength import Grid
 
 # %% auto #0
-__all__ = ['WINDOW', 'BAND_HEADS', 'oxide_pattern', 'relative_residuals', 'Imprint', 'shuffled_patterns', 'correlations',
-           'oxide_imprint']
+__all__ = ['WINDOW', 'oxide_pattern', 'relative_residuals', 'Imprint', 'displaced_patterns', 'correlations', 'oxide_imprint']
 
 # %% ../../nbs/67_analysis.imprint.ipynb #fe7e6b01
 WINDOW = Grid("linear", 6100.0, 0.8, 2376)  # 6100-8000 Å at rest
-BAND_HEADS = {"TiO": (6158.0, 6651.0, 7054.0, 7088.0, 7126.0, 7589.0, 7666.0), "VO": (7334.0, 7394.0, 7851.0, 7940.0)}  # vacuum Å
+_HEADS = {"TiO": (6158.0, 6651.0, 7054.0, 7088.0, 7126.0, 7589.0, 7666.0), "VO": (7334.0, 7394.0, 7851.0, 7940.0)}  # vacuum Å
 _TELLURIC = ((6860.0, 6965.0), (7590.0, 7720.0))  # the B and A bands of O2, which no calibration removes wholly
 _WIDTH = 251  # pixels of 0.8 Å
 
@@ -33,7 +32,7 @@ def _high_pass(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def oxide_pattern(template: Template | None = None) -> np.ndarray:
     "Relative flux (2376,) of oxide bands on `WINDOW`, high-passed: the mean training star of a STAR M template, or saw teeth."
     if template is None:
-        heads = np.array(sum(BAND_HEADS.values(), ()))[:, None]
+        heads = np.array(sum(_HEADS.values(), ()))[:, None]
         ratio = 1 - (np.where(WINDOW.wave >= heads, np.exp(-(WINDOW.wave - heads) / 60), 0) * 0.1).sum(axis=0)
     else:
         if template.subtype != "M": raise DataError(f"the pattern of oxides comes from a STAR M template, not from {template.name}")
@@ -64,7 +63,7 @@ class Imprint(NamedTuple):
 
     correlation: np.ndarray  # (n,) weighted, of each spectrum with the pattern; NaN without data
     statistic: float  # mean squared correlation
-    null: np.ndarray  # (n_null,) the same with shuffled bands
+    null: np.ndarray  # (n_null,) the same with displaced bands
     low: float  # 95 % range of the null
     high: float
     p_value: float  # share of the null at or above the statistic
@@ -75,12 +74,12 @@ class Imprint(NamedTuple):
         return not self.low <= self.statistic <= self.high
 
 
-def shuffled_patterns(pattern: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
-    "Patterns (n, L) with the bands of one (L,) in random places."
-    rng, cuts = generator("shuffled bands", seed), np.sort(np.concatenate([BAND_HEADS["TiO"], BAND_HEADS["VO"]]))
-    pieces = np.split(np.arange(len(pattern)), np.searchsorted(WINDOW.wave, cuts))
-    shuffled = [np.roll(np.concatenate([pieces[i] for i in rng.permutation(len(pieces))]), rng.integers(len(pattern))) for _ in range(n)]
-    return _high_pass(pattern[np.array(shuffled)], np.ones((n, len(pattern))))
+def displaced_patterns(pattern: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
+    "Patterns (n, L): one (L,) rotated by 60 Å or more at random, half of them mirrored too."
+    rng, length, least = generator("displaced bands", seed), len(pattern), 75
+    shift = rng.integers(least, length - least, n)
+    rows = np.where(rng.random(n)[:, None] < 0.5, pattern[::-1], pattern)
+    return np.take_along_axis(rows, (np.arange(length) - shift[:, None]) % length, axis=1)
 
 # %% ../../nbs/67_analysis.imprint.ipynb #b31d05c7
 def correlations(residual: np.ndarray, weight: np.ndarray, patterns: np.ndarray) -> np.ndarray:
@@ -101,11 +100,11 @@ def oxide_imprint(
     n_null: int = 500,
     seed: int = 0,
 ) -> Imprint:
-    "Mean squared correlation of residuals with the oxide pattern against shuffled bands (Liang+23 Fig. 4, made a test)."
+    "Mean squared correlation of residuals with the oxide pattern against displaced bands (Liang+23 Fig. 4, made a test)."
     if residual.shape != weight.shape or residual.shape[1:] != pattern.shape:
         raise DataError(f"residuals {residual.shape}, weights {weight.shape} and pattern {pattern.shape} don't fit together")
-    if n_null < 200: raise DataError(f"a 95 % range of {n_null} shuffles is no range; take 200 or more")
-    r = correlations(residual, weight, np.concatenate([pattern[None], shuffled_patterns(pattern, n_null, seed)]))
+    if n_null < 200: raise DataError(f"a 95 % range of {n_null} displacements is no range; take 200 or more")
+    r = correlations(residual, weight, np.concatenate([pattern[None], displaced_patterns(pattern, n_null, seed)]))
     known = np.isfinite(r).all(axis=1)
     if not known.any(): raise DataError("no spectrum has data between 6100 and 8000 Å")
     share = (r[known] ** 2).mean(axis=0)

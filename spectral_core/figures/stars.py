@@ -79,7 +79,7 @@ def plot_imprints(names: Sequence[str], statistic: np.ndarray, low: np.ndarray, 
     if not len(names): raise DataError("nothing to draw: no imprints")
     figure, ((ax,),) = new_figure(size=(5.0, 0.9 + 0.3 * len(names)))
     y = np.arange(len(names))
-    ax.barh(y, np.asarray(high) - np.asarray(low), left=low, height=0.5, color=FAINT, label="95 % of shuffled bands")
+    ax.barh(y, np.asarray(high) - np.asarray(low), left=low, height=0.5, color=FAINT, label="95 % of displaced bands")
     ax.plot(statistic, y, "o", ms=5, color=MODEL, label="oxide bands where they are")
     ax.set_yticks(y, names)
     ax.set(ylim=(len(names) - 0.4, -0.6), xscale="log", xlabel="mean squared correlation of the residuals with the pattern")
