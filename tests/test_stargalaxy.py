@@ -17,6 +17,7 @@ from spectral_core.analysis.stargalaxy import (
     StarGalaxy,
     as_stars,
     compare,
+    drawn_evidence,
     evidence,
     fisher_information,
     kind_of,
@@ -57,6 +58,10 @@ class Gaussian(nn.Module):
         self.n_features, self.scale, self.shift = n, torch.full((n,), scale), torch.zeros(n)
 
     def log_prob(self, x): return torch.distributions.Normal(self.shift, self.scale).log_prob(x).sum(-1)
+
+
+class Sampled(Gaussian):
+    def sample(self, n, seed=0): return torch.randn(n, self.n_features, generator=torch.Generator().manual_seed(seed))
 
 
 def components(n, seed, rest=REST):
@@ -164,6 +169,37 @@ def test_as_stars_judges_redshift_and_window_anew_and_keeps_other_doubts():
     assert (star.survey.z_max, star.survey.grid) == (0.005, DESI.grid) and star_survey("desi") == star.survey
     red = wide.replace(mask=np.tile(DESI.grid.wave < 6000, (4, 1)), flag=np.zeros(4, np.int32), z=np.full(4, 0.2))
     assert not as_stars(red).good.any(), "without data in rest 5300-5850 Å a star cannot be normalised"
+
+
+def test_drawn_evidence_is_the_integral_over_amplitude_and_latents():
+    "One latent and the amplitude, integrated on a fine grid."
+    model, data = maker(n=1), spectra(2, ivar=9.0, z=np.array([0.0, 0.03]))
+    batch = data.to("cpu")
+    weight = tolerant_weight(batch).double()
+    s, ln_a = torch.linspace(-5, 5, 401), torch.linspace(-3, 3, 1201).double()
+    total = []
+    for i in range(2):
+        seen = model.model.observe(model.model.decode(s[:, None]), batch.z[i].expand(401))[0].double()
+        scaled = ln_a.exp()[:, None, None] * seen
+        chi2 = (weight[i] * (batch.flux[i].double() - scaled).square()).sum(-1)
+        prior = torch.distributions.Normal(0.0, 1.0).log_prob(s).double()
+        total.append((-0.5 * chi2 + prior).flatten().logsumexp(0) + log(10 / 400) + log(6 / 1200))
+    exact = torch.stack(total).numpy() - 0.5 * log(2 * pi)  # the constant of the integral over the amplitude
+    found = drawn_evidence(model._replace(flow=Sampled(1)), data, n_draw=4000)
+    np.testing.assert_allclose(found, exact, atol=0.15)
+
+
+def test_drawn_evidence_knows_no_units_and_needs_no_whole_spectrum():
+    model = maker()._replace(flow=Sampled(3))
+    data = spectra(3, ivar=9.0)
+    part = data.replace(mask=np.tile(np.arange(80) > 30, (3, 1)), flag=np.full(3, int(Flag.NO_NORM), np.int32))
+    whole, cut = drawn_evidence(model, data), drawn_evidence(model, part)
+    assert np.isfinite(cut).all() and (cut > whole).all(), "fewer pixels, less χ²"
+    scaled = data.replace(flux=7 * data.flux, ivar=data.ivar / 49)
+    np.testing.assert_allclose(drawn_evidence(model, scaled), whole, rtol=1e-4)
+    assert np.isnan(drawn_evidence(model, data.replace(mask=np.ones((3, 80), bool)))).all()
+    moving = drawn_evidence(model, data, velocities=(-300.0, 0.0, 300.0))
+    assert (moving >= whole - 1e-9).all()
 
 
 def narrow(n, seed):

@@ -24,7 +24,7 @@ from ..spectra.surveys import Survey, get_survey
 
 # %% auto #0
 __all__ = ['ERROR_FLOOR', 'VELOCITIES', 'STAR_Z', 'KINDS', 'Generative', 'tolerant_weight', 'fisher_information', 'evidence',
-           'star_survey', 'as_stars', 'compare', 'kind_of', 'StarGalaxy']
+           'star_survey', 'as_stars', 'drawn_evidence', 'compare', 'kind_of', 'StarGalaxy']
 
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #8422562a
 class Generative(NamedTuple):
@@ -122,6 +122,43 @@ def as_stars(spectra: Spectra) -> Spectra:
     "The same spectra at redshift 0, normalised there; doubts about redshift and normalisation are judged anew."
     keep = ~int(Flag.BAD_Z | Flag.NO_NORM | Flag.BAD_NORM)
     return normalise(spectra.replace(z=np.zeros(len(spectra)), survey=star_survey(spectra.survey), flag=spectra.flag & keep))
+
+# %% ../../nbs/68_analysis.stargalaxy.ipynb #cddf14a1
+def _drawn(rest: Tensor, model: nn.Module, columns: np.ndarray, data: tuple[Tensor, ...], z: float) -> Tensor:
+    "Log of the mean likelihood (n,) of data (weight, weight·flux, Σ w f²) over decoded draws (K, L), all at one redshift."
+    weight, product, square = data
+    seen = model.observe(rest, torch.full((len(rest),), z, dtype=torch.float64))[0][:, columns]
+    power, overlap = weight @ seen.square().T, product @ seen.T  # (n, K)
+    amplitude = overlap / power.clamp(min=1e-30)
+    log_like = -0.5 * (square[:, None] - amplitude * overlap) - (amplitude * power.sqrt()).clamp(min=1e-30).log()
+    return torch.where(amplitude > 0, log_like, -torch.inf).logsumexp(1) - log(len(rest))
+
+
+def drawn_evidence(
+    maker: Generative,
+    spectra: Spectra,  # in any units, with any coverage; z is where the model is put
+    *,
+    velocities: Sequence[float] = (0.0,),
+    n_draw: int = 1000,
+    floor: float = ERROR_FLOOR,
+    seed: int = 0,
+) -> np.ndarray:
+    "ln p(x|M) (n,) by draws of latents and a free amplitude, at the best of the velocities in km/s; NaN without any pixel."
+    check_grid(maker.model, spectra)
+    model, flow = (part.to("cpu").eval() for part in maker)
+    columns = np.flatnonzero((spectra.weight > 0).any(axis=0))
+    if not len(columns): return np.full(len(spectra), np.nan)
+    flux, weight = (torch.as_tensor(part[:, columns], dtype=torch.float32) for part in (spectra.flux, spectra.weight))
+    weight = tolerant_weight(Batch(flux, weight, None), floor)
+    data = weight, weight * flux, (weight * flux.square()).sum(1)
+    with torch.no_grad(): rest = model.decode(flow.sample(n_draw, seed=seed)).float()
+    out, empty = np.full(len(spectra), -np.inf), ~(weight > 0).any(1).numpy()
+    for z in np.unique(spectra.z[~empty]):
+        rows = np.flatnonzero((spectra.z == z) & ~empty)
+        for v in velocities:
+            with torch.no_grad(): found = _drawn(rest, model, columns, tuple(d[rows] for d in data), z + v / 299792.458)
+            out[rows] = np.maximum(out[rows], found.numpy())
+    return np.where(empty, np.nan, out)
 
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #e60b196d
 def compare(galaxy: Generative, star: Generative, spectra: Spectra, *, velocities: Sequence[float] = VELOCITIES,
