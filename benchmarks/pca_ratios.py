@@ -133,11 +133,11 @@ def main() -> None:
 
 {table(titles, solves)}
 
-Least: the arithmetic of the coefficients alone, n · m · (k (k + 1) / 2 + k) multiplications and additions, at the rate of a large
-square product of NumPy. Narrow products reach about two thirds of that rate, and the rest is memory: the batch looks whether there
-is anything to clean, subtracts the mean and weights, where the loops work on 4000 numbers in the cache. So the published loop is
-five times slower than the batch at 500 pixels, and three to four times at 4000. The whole algorithm gains more, as it needs no
-full decomposition and, at 4000 pixels, fewer rounds.
+Least: the arithmetic of the coefficients alone, n · m · (k (k + 1) / 2 + k) multiplications and additions, at the rate of a
+large square product of NumPy. Narrow products reach about two thirds of that rate, and the rest is memory: the batch looks
+whether there is anything to clean, subtracts the mean and weights, where the loops work on 4000 numbers in the cache. So the
+published loop is five times slower than the batch at 500 pixels, and three to four times at 4000. The whole algorithm gains
+more, as it needs no full decomposition and, at 4000 pixels, fewer rounds.
 
 ## The whole algorithm, double precision
 
