@@ -67,6 +67,14 @@ def test_other_populations_did_not_move(population):
     assert not {"r50", "sulphur"} & set(t.colnames)
 
 
+def test_nearby_galaxies_have_no_long_tail_of_lines():
+    "0.5 % of DESI's galaxies below z = 0.1 have more than 150 Å of Hα; `main` has 3 %."
+    t = make_galaxies(draw_population(1500, seed=2, population="nearby"))[0]
+    assert np.max(t["z"]) < 0.1006
+    assert 0.0005 < np.mean(t["ew_halpha"] > 150) < 0.012
+    assert 0.15 < np.mean(t["ew_halpha"] > 20) < 0.35
+
+
 def test_bgs_leaves_the_other_rows_of_a_mixture_alone():
     t = draw_population(512, seed=3, population={"bgs": 0.5, "main": 0.5})
     main = t[t["sel"] == "main"]

@@ -11,7 +11,7 @@ from astropy.table import Table
 from ..core import ConfigError, generator, nearest
 
 # %% auto #0
-__all__ = ['POPULATIONS', 'CLASSES', 'luminosity_distance', 'cosmic_age', 'distance_modulus', 'luminosity_function',
+__all__ = ['POPULATIONS', 'CALIBRATED', 'CLASSES', 'luminosity_distance', 'cosmic_age', 'distance_modulus', 'luminosity_function',
            'draw_population']
 
 # %% ../../nbs/25_simulate.population.ipynb #7abfcbae
@@ -42,10 +42,7 @@ def distance_modulus(z: np.ndarray) -> np.ndarray:
 # %% ../../nbs/25_simulate.population.ipynb #aa2f277a
 POPULATIONS = {
     "survey": {"main": 0.66, "lrg": 0.12, "flat": 0.14, "hii": 0.04, "bright": 0.04},
-    "main": {"main": 1.0},
-    "flat": {"flat": 1.0},
-    "bright": {"bright": 1.0},
-    "bgs": {"bgs": 1.0},
+    **{name: {name: 1.0} for name in ("main", "flat", "bright", "bgs", "nearby")},
 }
 _Z, _M = np.linspace(0.003, 0.5, 498), np.linspace(-24.5, -15.0, 191)
 _Z_BGS = np.linspace(0.0105, 0.7995, 790)
@@ -74,6 +71,7 @@ def _cells(selection: str) -> np.ndarray:
         "bright": density * (r < 14.2) * (r > 10) * (z > 0.008),
         "flat": 1.0 * (r > 14) * (r < 19.3),
         "hii": (z < 0.16) * (m > -20.5) * (m < -15.5) * (r < 18.6) / z,
+        "nearby": density * (r > 13.5) * (r < 17.77) * (z < 0.1),
         "bgs": density * (r > 12) * (r < 20.4),
     }[selection]
     return np.cumsum(weight.ravel()) / weight.sum()
@@ -111,6 +109,7 @@ def _share_in_fibre(radius: np.ndarray) -> np.ndarray:
     return 1 - (1 + x) * np.exp(-x)
 
 # %% ../../nbs/25_simulate.population.ipynb #48645410
+CALIBRATED = ("bgs", "nearby")
 _BGS = {
     "quiescent": (10.39, 0.22), "starburst": 0.01, "calm": 0.2, "sulphur": (-0.18, -0.24),
     "factor": {"ha_yield": 0.81, "agn_ew": 0.81, "tau": 1.17, "a_v_gas": 1.35, "agn_share": 0.6},
@@ -119,8 +118,8 @@ _BGS = {
 
 
 def _calibrated(t: Table) -> dict[str, np.ndarray]:
-    "Columns that differ in `bgs` rows, and `sulphur`: the shift of log [SII] against H II regions of the same [NII]."
-    bgs = t["sel"] == "bgs"
+    "Columns that differ in rows of CALIBRATED selections, and `sulphur`: the shift of log [SII] against H II regions of the same [NII]."
+    bgs = np.isin(t["sel"], CALIBRATED)
     out = {name: np.where(bgs, factor * t[name], t[name]) for name, factor in _BGS["factor"].items()}
     out |= {name: np.where(bgs, step + t[name], t[name]) for name, step in _BGS["step"].items()}
     out |= {name: np.where(bgs, t[name] ** _BGS["calm"], t[name]) for name in ("recent_200", "recent_20")}
@@ -145,7 +144,7 @@ def _draw_class(rng: np.random.Generator, t: Table, broad_share: float) -> np.nd
     "Class (n,) str from the mass, the selection and how central the fibre looks."
     log_m, sel = np.asarray(t["log_mass_class"]), np.asarray(t["sel"])
     u, v, w = rng.random((3, len(log_m)))
-    middle, width = (np.where(sel == "bgs", *pair) for pair in zip(_BGS["quiescent"], (10.5, 0.3)))
+    middle, width = (np.where(np.isin(sel, CALIBRATED), *pair) for pair in zip(_BGS["quiescent"], (10.5, 0.3)))
     share = 0.06 + 0.76 * _sigmoid((log_m - middle + 0.5 * (_centre(t) - 0.25)) / width)
     quiescent = u < np.where(sel == "lrg", 0.93, np.where(sel == "hii", 0, share))
     seyfert = 0.01 + 0.09 * _sigmoid((log_m - 10.4) / 0.25)
@@ -296,5 +295,5 @@ def draw_population(
     t["class"] = _draw_class(rng, t, 0.008 if broad_line == "survey" else float(broad_line)).astype("U14")
     for draw in (_draw_history, _draw_metals_dust, _draw_motion, _draw_gas): t.update(draw(rng, t))
     t.update(_draw_type1(rng, t, broad_line == "survey"))
-    if "bgs" in shares: t.update(_calibrated(t))
+    if shares.keys() & set(CALIBRATED): t.update(_calibrated(t))
     return t
