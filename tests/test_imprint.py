@@ -15,11 +15,12 @@ from spectral_core.analysis.imprint import (
     relative_residuals,
 )
 from spectral_core.analysis.templatefit import fit_templates, template_models
+from spectral_core.archives.coadd import merge_arms, read_arms
 from spectral_core.archives.templates import read_redrock_templates
 from spectral_core.core import DataError
 from spectral_core.figures.stars import plot_imprints, plot_star_fits
 from spectral_core.simulate.instrument import add_noise
-from spectral_core.simulate.stars import star_spectra
+from spectral_core.simulate.stars import load_stars, star_spectra
 from spectral_core.spectra.container import Spectra
 from spectral_core.spectra.surveys import DESI
 
@@ -138,3 +139,23 @@ def test_class_k_leaves_oxide_bands_in_real_stars(mirror):
           f"ideal {ideal.statistic:.4f} of {ideal.low:.4f}-{ideal.high:.4f}, p {ideal.p_value:.3f}")
     assert found.statistic > found.high and found.p_value < 0.02
     assert ideal.statistic < 0.3 * found.statistic and ideal.statistic <= ideal.high
+
+
+@pytest.mark.real
+def test_class_k_leaves_oxide_bands_in_a_real_desi_star(mirror):
+    "The Milky Way target of the SV3 coadd, S/N 22: redrock's class K is the best fit, and its residual holds bands (r = 0.25)."
+    templates = read_redrock_templates()
+    flux, ivar, mask = merge_arms(read_arms(mirror / "desi_spectra/coadd-sv3-bright-10145.fits").arms.values())
+    star = Spectra(flux, ivar, np.zeros(len(flux)), "desi", mask=mask)[[1]]
+    fit = fit_templates(star, {"STAR K": templates["STAR K"]})
+    residual = relative_residuals(star.replace(z=np.asarray(fit["z"])), template_models(fit, templates, star))
+    found = oxide_imprint(*residual, oxide_pattern(templates["STAR M"]))
+    assert found.correlation[0] == pytest.approx(0.25, abs=0.03) and found.outside and found.p_value < 0.005
+
+
+@pytest.mark.real
+def test_patterns_of_different_m_stars_agree(mirror):
+    "redrock's mean M star (from models) and the coolest star of the library (observed)."
+    library = load_stars()
+    coolest = oxide_pattern((library.grid.wave, library.flux[-1].double().numpy()))
+    assert np.corrcoef(coolest, oxide_pattern(read_redrock_templates()["STAR M"]))[0, 1] > 0.6

@@ -23,23 +23,34 @@ WINDOW = Grid("linear", 6100.0, 0.8, 2376)  # 6100-8000 Å at rest
 _HEADS = {"TiO": (6158.0, 6651.0, 7054.0, 7088.0, 7126.0, 7589.0, 7666.0), "VO": (7334.0, 7394.0, 7851.0, 7940.0)}  # vacuum Å
 _TELLURIC = ((6860.0, 6965.0), (7590.0, 7720.0))  # the B and A bands of O2, which no calibration removes wholly
 _WIDTH = 251  # pixels of 0.8 Å
+_WIDE = Grid("linear", 5780.0, 0.8, 3176)  # the running mean needs neighbours: at its ends a slope would look like a band
+_INSIDE = slice(400, 2776)
 
 
 def _high_pass(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return remove_continuum(np.atleast_2d(values), np.atleast_2d(weight), _WIDTH)
+    "Values (n, 3176) on `_WIDE` minus their running mean, on `WINDOW` (n, 2376)."
+    return remove_continuum(np.atleast_2d(values), np.atleast_2d(weight), _WIDTH)[:, _INSIDE]
 
 
-def oxide_pattern(template: Template | None = None) -> np.ndarray:
-    "Relative flux (2376,) of oxide bands on `WINDOW`, high-passed: the mean training star of a STAR M template, or saw teeth."
-    if template is None:
+def _star_flux(star: Template | tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    "Flux (3176,) on `_WIDE` of a template's mean training star, or of one M star given as (wave, flux)."
+    if isinstance(star, Template):
+        if star.subtype != "M": raise DataError(f"the pattern of oxides comes from a STAR M template, not from {star.name}")
+        star = star.wave, star.basis[0] if star.stars is None else star.stars.mean(axis=0) @ star.basis
+    wave, flux = star
+    if wave[0] > _WIDE.wave[0] or wave[-1] < _WIDE.wave[-1]:
+        raise DataError(f"an M star from {wave[0]:.0f} to {wave[-1]:.0f} Å does not cover the bands and what is around them, 5780-8320 Å")
+    return np.interp(_WIDE.wave, wave, flux)
+
+
+def oxide_pattern(star: Template | tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
+    "Relative flux (2376,) of oxide bands on `WINDOW`, high-passed: of redrock's STAR M, of an M star (wave, flux), or saw teeth."
+    if star is None:
         heads = np.array(sum(_HEADS.values(), ()))[:, None]
-        ratio = 1 - (np.where(WINDOW.wave >= heads, np.exp(-(WINDOW.wave - heads) / 60), 0) * 0.1).sum(axis=0)
-    else:
-        if template.subtype != "M": raise DataError(f"the pattern of oxides comes from a STAR M template, not from {template.name}")
-        mean = template.basis[0] if template.stars is None else template.stars.mean(axis=0) @ template.basis
-        flux = np.interp(WINDOW.wave, template.wave, mean)
-        ratio = flux / (flux - _high_pass(flux, np.ones_like(flux))[0])
-    return _high_pass(ratio, np.ones_like(ratio))[0]
+        flux = 1 - (np.where(_WIDE.wave >= heads, np.exp(-(_WIDE.wave - heads) / 60), 0) * 0.1).sum(axis=0)
+    else: flux = _star_flux(star)
+    even = np.ones((1, _WIDE.n))
+    return _high_pass(flux / (flux - remove_continuum(flux[None], even, _WIDTH)[0]), even)[0]
 
 # %% ../../nbs/67_analysis.imprint.ipynb #d3c99a26
 def relative_residuals(spectra: Spectra, model: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -49,13 +60,13 @@ def relative_residuals(spectra: Spectra, model: np.ndarray) -> tuple[np.ndarray,
     model = np.where(known, model, 0.0)
     level = np.maximum(model - remove_continuum(model, known.astype(float), _WIDTH), 1e-3 * np.abs(model).max(axis=1, keepdims=True) + 1e-30)
     weight = np.where(known, spectra.weight, 0.0) * level**2
-    position = spectra.survey.grid.pixel(WINDOW.wave * (1 + np.nan_to_num(spectra.z)[:, None]))
+    position = spectra.survey.grid.pixel(_WIDE.wave * (1 + np.nan_to_num(spectra.z)[:, None]))
     nearest = np.rint(position).astype(int)
     inside, nearest = (nearest >= 0) & (nearest < spectra.survey.grid.n), nearest.clip(0, spectra.survey.grid.n - 1)
     residual = np.take_along_axis((spectra.flux - model) / level, nearest, axis=1)
     weight = np.where(inside, np.take_along_axis(weight, nearest, axis=1), 0.0)
-    for low, high in _TELLURIC: weight[:, (WINDOW.wave > low) & (WINDOW.wave < high)] = 0
-    return _high_pass(residual, weight), weight
+    for low, high in _TELLURIC: weight[:, (_WIDE.wave > low) & (_WIDE.wave < high)] = 0
+    return _high_pass(residual, weight), weight[:, _INSIDE]
 
 # %% ../../nbs/67_analysis.imprint.ipynb #c800c488
 class Imprint(NamedTuple):
