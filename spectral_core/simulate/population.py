@@ -64,7 +64,7 @@ def _cells(selection: str) -> np.ndarray:
     z, m = _redshifts(selection)[:, None], _M[None, :]
     distance = luminosity_distance(z) / (1 + z)
     density = luminosity_function(m, z) * distance**2 * np.gradient(distance[:, 0], z[:, 0])[:, None]
-    r = m + distance_modulus(z) + 0.9 * z
+    r = m + distance_modulus(z) + 0.9 * z + 0.8 * z**2 * (selection == "bgs")
     weight = {
         "main": density * (r > 13.5) * (r < 17.77),
         "lrg": density * (r < 19.5) * (z > 0.15) * (m < -22.1),
@@ -111,8 +111,8 @@ def _share_in_fibre(radius: np.ndarray) -> np.ndarray:
 # %% ../../nbs/25_simulate.population.ipynb #48645410
 CALIBRATED = ("bgs", "nearby")
 _BGS = {
-    "quiescent": (10.39, 0.22), "starburst": 0.01, "calm": 0.2, "sulphur": (-0.18, -0.24),
-    "factor": {"ha_yield": 0.81, "agn_ew": 0.81, "tau": 1.17, "a_v_gas": 1.35, "agn_share": 0.6},
+    "quiescent": (10.41, 0.22), "starburst": 0.01, "calm": 0.2, "sulphur": (-0.18, -0.24),
+    "factor": {"ha_yield": 0.80, "agn_ew": 0.81, "tau": 1.17, "a_v_gas": 1.35, "agn_share": 0.6},
     "step": {"n2_hii": -0.06, "excitation": -1.15, "agn_o3": -0.4, "agn_n2": 0.04, "agn_extra": -1.0},
 }
 
@@ -287,7 +287,7 @@ def draw_population(
     if z is None: sel, z, m_r = _draw_place(rng, n, shares)
     offset = np.clip(1.0 + 0.9 * np.exp(-z / 0.05) + 0.3 * offset, 0.35, 2.8)
     if r_fibre is not None: sel, m_r = _given_place(rng, z, r_fibre - offset)
-    r = m_r + distance_modulus(z) + 0.9 * z
+    r = m_r + distance_modulus(z) + 0.9 * z + 0.8 * z**2 * (sel == "bgs")
     log_m = -0.4 * (m_r - 4.65) + 0.2 + 0.1 * rng.standard_normal(n) - 0.6 * (sel == "hii")
     t = Table({"sel": sel, "z": z, "m_r": m_r, "r": r, "r_fibre": r + offset, "fibre_fraction": 10 ** (-0.4 * offset),
                "log_mass_class": log_m})
