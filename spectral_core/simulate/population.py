@@ -111,8 +111,8 @@ def _share_in_fibre(radius: np.ndarray) -> np.ndarray:
 # %% ../../nbs/25_simulate.population.ipynb #48645410
 CALIBRATED = ("bgs", "nearby")
 _BGS = {
-    "quiescent": (10.41, 0.22), "starburst": 0.01, "calm": 0.2, "sulphur": (-0.18, -0.24),
-    "factor": {"ha_yield": 0.80, "agn_ew": 0.81, "tau": 1.17, "a_v_gas": 1.35, "agn_share": 0.6},
+    "quiescent": (10.39, 0.22), "starburst": 0.01, "calm": 0.2, "sulphur": (-0.18, -0.24),
+    "factor": {"ha_yield": 0.81, "agn_ew": 0.81, "tau": 1.17, "a_v_gas": 1.35, "agn_share": 0.6},
     "step": {"n2_hii": -0.06, "excitation": -1.15, "agn_o3": -0.4, "agn_n2": 0.04, "agn_extra": -1.0},
 }
 
