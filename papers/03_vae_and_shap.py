@@ -139,11 +139,11 @@ run.claim("gaps_to_the_noise", hidden.nmad)
 run.metrics["gap_filling"]
 
 # %%
-wave, few = FINE.grid.wave, slice(0, 8)
-gaps = np.where(parts[2].mask[few], np.nan, parts[2].flux[few])
-run.figure(plot_grid(wave, gaps, [f"{share:.0%} filled" for share in parts[2].mask[few].mean(1)], model=filler.transform(parts[2].flux[few],
-    parts[2].weight[few]),
-                     unit="flux / (2 × median)"), "filling", "Test spectra (black) and the same with their gaps filled (red).", mock=True)
+wave, few = FINE.grid.wave, np.argsort(-parts[2].mask.mean(1))[:8]
+gaps, full = parts[2].mask[few], filler.transform(parts[2].flux[few], parts[2].weight[few])
+run.figure(plot_grid(wave, np.where(gaps, np.nan, full), [f"{share:.0%} filled" for share in gaps.mean(1)], model=np.where(gaps, full, np.nan),
+                     unit="flux / (2 × median)"), "filling", "The test spectra with most gaps: what was measured (black), what was filled in (red).",
+           mock=True)
 
 # %% [markdown]
 # ## The network (Figure 7)
@@ -443,12 +443,12 @@ if source == "sdss":
 
 # %% [markdown]
 # What do the latents know of the properties of real galaxies? Only the velocity dispersion is known for nearly all of them; a property with fewer
-# than a hundred values keeps an empty panel. Attribution uses the mock's background spectra, so that it answers the same question as above.
+# than fifty values keeps an empty panel. Attribution uses the mock's background spectra, so that it answers the same question as above.
 
 # %%
 if source == "sdss":
-    real_latents = rotation.rotate(sc.encode(last, real_set[same], device=device))
-    measured = {label: value if np.isfinite(value).sum() >= 100 else np.full(len(value), np.nan) for label, value in known(properties[same], FIGURE_4).items()}
+    real_latents = rotation.rotate(sc.encode(last, real_set, device=device))
+    measured = {label: value if np.isfinite(value).sum() >= 50 else np.full(len(value), np.nan) for label, value in known(properties, FIGURE_4).items()}
     run.figure(plot_information(information_table(real_latents, measured, seed=seed)), "real_information",
                "Mutual information of catalogued properties and latents of real galaxies.", mock=False)
     some = same[:: max(1, len(same) // size["n_explain"])][: size["n_explain"]]

@@ -140,7 +140,7 @@ def test_bars_are_the_information_given():
     assert [ax.get_title(loc="left") for ax in figure.axes[:3]] == ["mass", "tau", "SFR"]
     heights = [[bar.get_height() for bar in ax.patches] for ax in figure.axes[:3]]
     np.testing.assert_array_equal(heights, [[0.5, np.nan], [np.nan, np.nan], [-0.01, 0.2]])
-    assert [texts(ax) for ax in figure.axes[:3]] == [[" no value"], ["no source has it"], []]
+    assert [texts(ax) for ax in figure.axes[:3]] == [[" no value"], ["no values, or too few"], []]
 
 
 def test_attribution_is_red_up_and_blue_down():

@@ -207,7 +207,7 @@ def plot_information(table: Table) -> Figure:
         x = np.arange(len(part))
         ax.bar(x, mi, 0.7, yerr=np.nan_to_num(error), color=OTHER, ecolor=DATA, capsize=2)
         ax.hlines(null, x - 0.45, x + 0.45, color=MODEL, lw=1.2)
-        if np.isnan(mi).all(): _say(ax, "no source has it")
+        if np.isnan(mi).all(): _say(ax, "no values, or too few")
         else:
             for i in np.flatnonzero(np.isnan(mi)):
                 ax.text(i, np.nan_to_num(null[i]), " no value", rotation=90, ha="center", va="bottom", color="0.5", fontsize=7)
