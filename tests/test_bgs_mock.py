@@ -22,11 +22,12 @@ from spectral_core.spectra.surveys import DESI
 C = 299792.458
 
 
-def galaxies(blocks: int, seed: int):
+def galaxies(blocks: int, seed: int, z_max: float = 1.0):
     "A drawn and completed `bgs` population with its magnitudes."
     parts = []
     for block in range(blocks):
-        truth, light, lum = make_galaxies(draw_population(256, seed, block, population="bgs"))
+        drawn = draw_population(256, seed, block, population="bgs")
+        truth, light, lum = make_galaxies(drawn[drawn["z"] < z_max])
         truth.update(survey_columns(truth, light, lum))
         parts.append(truth)
     return vstack(parts)
@@ -264,15 +265,19 @@ def test_damaged_catalogues_are_refused(tmp_path):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_line_widths_of_real_galaxies(mirror):
-    "On the half of the catalogue that did not calibrate the mock: medians within 0.15 dex, and no heavier tail of strong lines."
+    """On the half of the catalogue that did not calibrate the mock: medians within 0.15 dex, and no heavier tail of strong lines.
+
+    With a third as many galaxies the median Hα beyond z = 0.25, which falls between two classes, scatters by 0.06 dex.
+    """
     real = read_line_widths(mirror / "desi_sv3_bgs_line_ews" / "line_ews.npz")
     assert len(real.z) == 108_459
     real = real.rows(~calibration_half(real.id))
-    truth = galaxies(36, 2026)
+    truth = galaxies(120, 2026, z_max=EDGES[-1])
     mock = truth_widths(truth[bgs_cuts(truth)[0]])
     table = compare_widths(real, mock)
-    assert (table["n_mock"] > 200).all()
+    assert (table["n_mock"] > 1000).all()
     assert np.abs(table["dex"]).max() < 0.15, table[np.abs(table["dex"]) > 0.12]
     assert share_above(measure_like(mock, real))[0] < 3 * share_above(real)[0]
     here = [np.histogram(z, EDGES)[0] / np.histogram(z, EDGES)[0].sum() for z in (real.z, mock.z)]
