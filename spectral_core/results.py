@@ -135,12 +135,24 @@ def table_format(path: str | Path) -> str:
     return _FORMATS[suffix]
 
 
+def _plain(text: str) -> str:
+    "The text in ASCII."
+    return text.translate(_ASCII).encode("ascii", "replace").decode()
+
+
+def _in_fits(table: Any) -> None:
+    "Make a table what FITS can hold, in place: texts in ASCII, and descriptions as TCOMMn too."
+    for key in [k for k in table.meta if k.startswith("TCOMM")]: del table.meta[key]  # as read from another file
+    for i, name in enumerate(table.colnames, 1):
+        said = _plain(table[name].info.description or "").strip()
+        if table[name].dtype.kind == "U": table[name] = np.array([_plain(text) for text in table[name].tolist()], dtype="S")
+        if said: table[name].info.description = table.meta[f"TCOMM{i}"] = said
+
+
 def write_table(table: Any, path: str | Path) -> Path:
-    "Write an astropy Table in one piece, in the format its suffix names, units kept; returns the path."
+    "Write an astropy Table in one piece, in the format its suffix names, units and descriptions kept; returns the path."
     kind, table = table_format(path), table.copy(copy_data=False)
-    for name in [n for n in table.colnames if kind == "fits" and table[n].dtype.kind == "U"]:
-        plain = [text.translate(_ASCII).encode("ascii", "replace") for text in table[name].tolist()]
-        table[name] = np.array(plain, dtype="S")
+    if kind == "fits": _in_fits(table)
     with atomic_write(path) as temporary: table.write(temporary, format=kind)
     return Path(path)
 
