@@ -89,7 +89,7 @@ def test_laplace_is_exact_where_everything_is_gaussian(ivar):
     mean = torch.ones_like(batch.flux).double()
     exact = torch.distributions.MultivariateNormal(mean, covariance).log_prob(batch.flux.double())
     constant = 0.5 * torch.log(weight / (2 * pi)).sum(1)
-    found = evidence(model, data)
+    found = evidence(model, data, worst=np.inf)
     np.testing.assert_allclose(found["log_evidence"], (exact - constant).numpy(), atol=2e-2, rtol=1e-4)
 
 
@@ -135,7 +135,19 @@ def test_a_pixel_beyond_the_decoder_costs_one():
     latents = short.model.encode(*batch)
     seen = short.model.observe(short.model.decode(latents), batch.z)[0]
     part = (weight * (batch.flux - seen).square()).sum(1) + (~inside).sum(1)
-    np.testing.assert_allclose(evidence(short, data)["log_likelihood"], -0.5 * part.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(evidence(short, data, worst=np.inf)["log_likelihood"], -0.5 * part.numpy(), rtol=1e-5)
+
+
+def test_one_pixel_counts_five_sigma_at_most():
+    data = spectra(2)
+    flux = data.flux.copy()
+    flux[:, 40] = 1e4
+    wild = data.replace(flux=flux)
+    model = Generative(Linear(0 * components(1, 2)), Gaussian(1))  # no latents to bend towards the pixel
+    before, after = (evidence(model, part)["log_likelihood"] for part in (data, wild))
+    assert (before - after <= 12.5 + 1e-3).all() and (after < before).all()
+    np.testing.assert_allclose(wild.flux[:, 40], 1e4)
+    assert (evidence(model, wild, worst=np.inf)["log_likelihood"] < -1e6).all()
 
 
 def test_the_velocity_of_a_star_is_found():

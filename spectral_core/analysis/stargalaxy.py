@@ -23,8 +23,8 @@ from ..spectra.preprocessing import normalise
 from ..spectra.surveys import Survey, get_survey
 
 # %% auto #0
-__all__ = ['ERROR_FLOOR', 'VELOCITIES', 'STAR_Z', 'KINDS', 'Generative', 'tolerant_weight', 'fisher_information', 'evidence',
-           'star_survey', 'as_stars', 'drawn_evidence', 'compare', 'kind_of', 'StarGalaxy']
+__all__ = ['ERROR_FLOOR', 'WORST_PIXEL', 'VELOCITIES', 'STAR_Z', 'KINDS', 'Generative', 'tolerant_weight', 'fisher_information',
+           'evidence', 'star_survey', 'as_stars', 'drawn_evidence', 'compare', 'kind_of', 'StarGalaxy']
 
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #8422562a
 class Generative(NamedTuple):
@@ -54,19 +54,23 @@ def fisher_information(model: nn.Module, latents: Tensor, z: Tensor, weight: Ten
     return (jacobian * weight[:, None]) @ jacobian.mT
 
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #8d72bf16
-def _chi2(model: nn.Module, rest: Tensor, batch: Batch, z: Tensor, weight: Tensor) -> Tensor:
-    "χ² (n,) of rest spectra (n, L) seen at `z` (n,), 1 for each good pixel that the model does not cover."
+WORST_PIXEL = 5.0  # sigma
+
+
+def _chi2(model: nn.Module, rest: Tensor, batch: Batch, z: Tensor, weight: Tensor, worst: float = np.inf) -> Tensor:
+    "χ² (n,) of rest spectra (n, L) seen at `z` (n,): at most worst² a pixel, and 1 for each that the model does not cover."
     seen, inside = model.observe(rest, z)
-    return torch.where(inside, weight * (batch.flux - seen).square(), (weight > 0).to(weight.dtype)).sum(1)
+    each = (weight * (batch.flux - seen).square()).clamp(max=worst**2)
+    return torch.where(inside, each, (weight > 0).to(weight.dtype)).sum(1)
 
 
-def _terms(maker: Generative, batch: Batch, velocities: Sequence[float], floor: float) -> Tensor:
+def _terms(maker: Generative, batch: Batch, velocities: Sequence[float], floor: float, worst: float) -> Tensor:
     "What `evidence` lists of a batch, (n, 6)."
     model, flow = maker
     latents = model.encode(*batch)
     rest, weight = model.decode(latents).float(), tolerant_weight(batch, floor)
     shift = torch.as_tensor(np.asarray(velocities) / 299792.458).to(batch.z)
-    found = torch.stack([_chi2(model, rest, batch, batch.z + v, weight) for v in shift])
+    found = torch.stack([_chi2(model, rest, batch, batch.z + v, weight, worst) for v in shift])
     best = found.argmin(0)
     z = batch.z + shift[best]
     prior = torch.diag(flow.scale.square().reciprocal())
@@ -85,13 +89,14 @@ def evidence(
     *,
     velocities: Sequence[float] = (0.0,),  # km/s to try about each redshift
     floor: float = ERROR_FLOOR,
+    worst: float = WORST_PIXEL,  # sigma that a pixel counts at most
     batch_size: int = 64,
     device: str = "auto",
 ) -> Table:
     """Probability of spectra under a generative model, a row each; NaN for rows with a fatal flag.
 
     Columns: log_prob of the latents, chi2_all and chi2_valid of the reconstruction, velocity [km/s], log_likelihood
-    (−½χ² with the error floor) and log_evidence. SpectrumError where the grids differ.
+    (−½χ² with the error floor, and no pixel beyond `worst`) and log_evidence. SpectrumError where the grids differ.
     """
     check_grid(maker.model, spectra)
     device, n = pick_device(device), len(spectra)
@@ -99,7 +104,7 @@ def evidence(
     good, out = np.flatnonzero(spectra.good), np.full((n, 6), np.nan)
 
     def some(rows: slice) -> np.ndarray:
-        with torch.no_grad(): return _terms(maker, spectra[good[rows]].to(device), velocities, floor).cpu().numpy()
+        with torch.no_grad(): return _terms(maker, spectra[good[rows]].to(device), velocities, floor, worst).cpu().numpy()
 
     if len(good): out[good] = np.concatenate(in_batches(some, len(good), batch_size))
     log_prob, chi2_all, chi2_valid, dz, chi2, spread = out.T
