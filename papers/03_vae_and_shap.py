@@ -127,7 +127,8 @@ observed.table["log_sfr"] = np.log10(np.maximum(observed.table["sfr_100"], 1e-4)
 fine = at_rest(observed, FINE)
 run.metric("line_of_30_continua", float((np.where(fine.mask, 0, fine.flux).max(axis=1) > 15).mean()))
 parts = fine.split(seed=seed)
-filler = GapFiller(n_components=15, n_iter=20, seed=seed).fit(parts[0].flux, parts[0].weight, FINE.grid.wave)
+components = {"n_components": 15, "n_iter": 20, "seed": seed, "unseen": 0.0 if first < 3800 / 1.1 else None}  # SDSS sees nothing below
+filler = GapFiller(**components).fit(parts[0].flux, parts[0].weight, FINE.grid.wave)
 whole = fill_gaps(filler, fine)
 train_set, valid_set, test_set = (whole[np.isin(whole.id, part.id)] for part in parts)
 hidden = held_out_error(filler, parts[2].flux, parts[2].weight, seed=seed)
@@ -229,7 +230,7 @@ run.figure(plot_dimension(found[4].summary, truth=4), "manifold",
 # %%
 coarse = at_rest(observed, COARSE)
 members = [np.isin(coarse.id, part.id) for part in parts]
-thin_filler = GapFiller(n_components=15, n_iter=20, seed=seed).fit(coarse.flux[members[0]], coarse.weight[members[0]], COARSE.grid.wave)
+thin_filler = GapFiller(**components).fit(coarse.flux[members[0]], coarse.weight[members[0]], COARSE.grid.wave)
 thin = fill_gaps(thin_filler, coarse)
 thin_parts = [thin[rows] for rows in members]
 network = replace(paper_config if published else SMALL, sigma=published_weights(4, COARSE.grid.n)[1])
