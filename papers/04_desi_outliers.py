@@ -24,7 +24,9 @@ device: str = "auto"
 out: str = "runs/04"
 
 # %%
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,7 +39,7 @@ from spectral_core.analysis.detection import auc, recall_at_budget, roc_curve
 from spectral_core.analysis.imprint import oxide_imprint, oxide_pattern, relative_residuals
 from spectral_core.analysis.invariance import latent_distance, random_pairs, redshift_invariance
 from spectral_core.analysis.lineews import calibration_half, compare_widths, truth_widths
-from spectral_core.analysis.outliers import TailCalibration, joint_tail, rank_outliers
+from spectral_core.analysis.outliers import TailCalibration, rank_outliers
 from spectral_core.analysis.published import compare_with_published
 from spectral_core.analysis.redshiftscan import scan_redshift
 from spectral_core.analysis.stargalaxy import VELOCITIES, Generative, StarGalaxy, drawn_evidence, star_survey
@@ -69,9 +71,9 @@ from spectral_core.simulate.photometry import bgs_cuts as bgs_target_cuts
 SIZES = {
     "smoke": dict(n_galaxy=260, n_star=260, n_epoch=(1, 1), star_epoch=(2, 1), batch=(8, 8), lr=(2e-3, 2e-3), n_reference=240, n_each=5, n_star_test=40,
                   n_flow_epoch=15, flow_lr=5e-3, n_fit=12, n_scan=2, n_twin=50, n_draw=200, n_lines=1000),
-    "demo": dict(n_galaxy=3000, n_star=1200, n_epoch=(3, 8), star_epoch=(6, 3), batch=(8, 4), lr=(2e-3, 1.5e-3), n_reference=1400, n_each=25, n_star_test=150,
-                 n_flow_epoch=80, flow_lr=5e-3, n_fit=40, n_scan=6, n_twin=300, n_draw=500, n_lines=6000),
-    "paper": dict(n_galaxy=250_000, n_star=210_000, n_epoch=(600, 400), star_epoch=(600, 400), batch=(512,) * 2, lr=(1e-3, 1e-3), n_reference=50_000, n_each=500,
+    "demo": dict(n_galaxy=3000, n_star=1200, n_epoch=(3, 7), star_epoch=(6, 3), batch=(8, 4), lr=(2e-3, 1.5e-3), n_reference=1100, n_each=25, n_star_test=150,
+                 n_flow_epoch=80, flow_lr=5e-3, n_fit=40, n_scan=6, n_twin=400, n_draw=1500, n_lines=6000),
+    "paper": dict(n_galaxy=250_000, n_star=210_000, n_epoch=(600, 400), star_epoch=(600, 400), batch=(512,) * 2, lr=(1e-3,) * 2, n_reference=50_000, n_each=500,
                   n_star_test=10_000, n_flow_epoch=2000, flow_lr=2e-3, n_fit=1000, n_scan=200, n_twin=1000, n_draw=5000, n_lines=50_000),
 }
 size = SIZES[profile]
@@ -145,16 +147,17 @@ def network(survey, settings, seed):
     return sc.RedshiftAutoencoder(survey, n_latent=6, config=settings)
 
 
-def trained(m, training, validation, epochs, terms, name):
-    "The history of a fit in two phases: fidelity, then with further terms."
-    stages, kind = [sc.Stage("fidelity", epochs[0], {}), sc.Stage("all", epochs[1], terms)], int(name.startswith("star"))
+def trained(m, training, validation, phases, name):
+    "The history of a fit in phases, each with a name, epochs and terms beyond the fidelity."
+    stages, kind = [sc.Stage(*phase) for phase in phases], int(name.startswith("star"))
     return sc.fit(m, training, validation, stages=stages, batch_size=size["batch"][kind], lr=size["lr"][kind], seed=seed, run=models / name,
                   device=device, progress=False)
 
 
 both = {"similarity": SIMILARITY, "consistency": CONSISTENCY} | ({"recovery": RECOVERY} if RECOVERY else {})
 model = begun(network("desi", config, seed), learn)
-history = trained(model, learn, check, size["n_epoch"], both, "galaxy")
+first, second = size["n_epoch"]
+history = trained(model, learn, check, [("fidelity", first, {}), ("all", second, both)], "galaxy")
 run.figure(plot_training(history), "training", "Losses of the galaxy autoencoder over the epochs: training and validation.", mock=True)
 
 # %% [markdown]
@@ -222,15 +225,17 @@ galaxy = Generative(model, density(model, learn, check, "galaxy_flow"))
 # ## The star autoencoder
 #
 # The same network for stars, whose redshifts are velocities: $|z| < 0.005$. The star model that the authors released has no consistency loss, and the reason
-# is plain: where nothing moves by more than a few pixels, there is hardly anything to be invariant against. Both kinds are trained, the released choice is
-# used.
+# is plain: where nothing moves by more than a few pixels, there is hardly anything to be invariant against. Both kinds are trained, from one first phase on;
+# the released choice is used.
 
 # %%
 options = {"released": {"similarity": SIMILARITY}, "with consistency": both}
-star_models, star_table = {}, []
+star_models, star_table, (first, second) = {}, [], size["star_epoch"]
+halfway = begun(network(star_survey("desi"), star_config, seed), star_train)
+trained(halfway, star_train, star_valid, [("fidelity", first, {})], "star")
 for name, terms in options.items():
-    m = begun(network(star_survey("desi"), star_config, seed), star_train)
-    trained(m, star_train, star_valid, size["star_epoch"], terms, "star_" + name.replace(" ", "_"))
+    m = deepcopy(halfway)
+    trained(m, star_train, star_valid, [("all", second, terms)], "star_" + name.replace(" ", "_"))
     unseen = sc.preprocess(mock_stars(200, seed=seed + 1, survey=star_survey("desi"), held_out=True))
     found = {k: sc.chi2(m, part) for k, part in (("test", star_test), ("held-out stars", unseen))}
     star_table.append({"losses": name} | {f"L_fid, {k}": float(np.nanmean(q["chi2_all"]) / 2) for k, q in found.items()}
@@ -446,8 +451,9 @@ if source == "desi":
 
 # %% [markdown]
 # A spectrum is compared with mock galaxies that were put at its redshift and observed with its S/N and its mask: `n_twin` of them for each, the nearest in
-# redshift of a sample that no model has seen. `percentile` is the probability that such a galaxy is as unusual: in the density of its latents, in its misfit,
-# and in the worse of the two.
+# redshift of a sample that no model has seen. `percentile` is the share of them that are as unusual: in the density of their latents, in their misfit, and in
+# both together, by Fisher's product of the two. The product's own distribution is read off the same galaxies, so nothing is assumed about how the two go
+# together.
 
 
 # %%
@@ -461,12 +467,12 @@ def percentiles(objects, n_twin, seed):
     twins = sc.preprocess(twins.replace(mask=twins.mask | np.repeat(objects.mask[usable], n_twin, axis=0)))
     value = {name: (sc.log_prob(galaxy.flow, sc.encode(galaxy.model, part)), -np.log(sc.chi2(galaxy.model, part)["chi2_valid"]))
              for name, part in (("own", objects[usable]), ("twins", twins))}
+    own, among = (np.stack(value[name]).reshape(2, len(usable), -1) for name in ("own", "twins"))
+    rank = lambda x: ((among[..., None, :] <= x[..., None]).sum(-1) + 1) / (np.isfinite(among).sum(-1, keepdims=True) + 1)
+    mine, theirs = rank(own), rank(among)  # (2, objects, 1) and (2, objects, n_twin)
+    product = (theirs.prod(0) <= mine.prod(0)).sum(-1)
     out = Table({name: np.full(len(objects), np.nan) for name in ("percentile_density", "percentile_misfit", "percentile")})
-    for name, mine, theirs in zip(out.colnames, value["own"], value["twins"]):
-        theirs = theirs.reshape(-1, n_twin)
-        as_rare, known = (theirs <= mine[:, None]).sum(1), np.isfinite(theirs).sum(1)
-        out[name][usable] = (as_rare + 1) / (known + 1)
-    out["percentile"] = joint_tail(out["percentile_density"], out["percentile_misfit"])
+    for name, found in zip(out.colnames, (*mine[..., 0], (product + 1) / (n_twin + 1))): out[name][usable] = found
     return out
 
 
@@ -475,12 +481,14 @@ if source == "desi":
     fate = Table({name: real.table[name] for name in ("file", "targetid", "spectype", "z_from")})
     fate["z"], fate["sn"], fate["fate"] = real.z, real.sn, [sc.Flag.reasons(int(f)) or "scored" for f in real.flag]
     fate = hstack([fate, verdict["real"]])
-    known = {int(row["targetid"]): str(row["spectype"]) for row in Table.read([f for f in sc.fetch("desi_spectra") if f.name == "objects.csv"][0])
-             if str(row["spectype"]) not in ("", "--")} if not data else {}
+    index = Path(data or sc.fetch("desi_spectra")[0].parent) / "objects.csv"  # what other catalogues say
+    listed = Table.read(index) if index.is_file() else {"targetid": [], "spectype": []}
+    known = {int(t): str(kind).replace("--", "") for t, kind in zip(listed["targetid"], listed["spectype"])}
     fate["catalogue"] = [known.get(int(t), "") for t in fate["targetid"]]
     quasar = np.isin(fate["catalogue"], ["QSO"]) | (np.asarray(fate["spectype"], str) == "QSO")
     scored = np.isfinite(fate["percentile"])
-    run.metric("real_fates", [{k: row[k] for k in ("file", "targetid", "catalogue", "z", "sn", "fate", "percentile", "kind", "log_ratio")} for row in fate])
+    run.metric("real_fates", [{k: row[k] for k in ("file", "targetid", "catalogue", "z", "sn", "fate", "percentile_density", "percentile_misfit", "percentile",
+                                           "kind", "log_ratio")} for row in fate])
     run.metric("real_quasars", {"n": int(quasar.sum()), "scored": int((quasar & scored).sum()),
                                 "below the 1st percentile": int((quasar & scored & (fate["percentile"] < 0.01)).sum())})
     print(fate["targetid", "catalogue", "z", "sn", "fate", "percentile", "kind"])
@@ -516,7 +524,7 @@ def at_galaxy_redshift(spectra):
 
 
 if source == "desi":
-    blue = windowed(other)
+    blue = windowed(other[:400])
     blue_tail = TailCalibration.fit(blue, -drawn_ratio(blue), k=min(100, len(blue) // 4))
     sets = {"real": sc.read_desi_stars(next(f for f in sc.fetch("desi_dr1_stars") if f.suffix == ".npz")),
             "mock": mock_stars(280, seed=seed + 6000, held_out=True, window=(4000.0, 5000.0))}
@@ -568,14 +576,14 @@ if source == "desi":
 
 # %%
 if source == "desi":
-    released, verdicts, listed = real, verdict["real"], {"file": "coadd file", "spectype": "class by redrock", "z_from": "origin of z",
+    released, verdicts, also = real, verdict["real"], {"file": "coadd file", "spectype": "class by redrock", "z_from": "origin of z",
                                                          "percentile": "probability that a mock galaxy of its own redshift, S/N and mask is as unusual"}
     facts = hstack([real.table, verdict["real"]["percentile",]])
 else:
-    released, verdicts, facts, listed = mixed, mixed_verdict, Table({"group": group[where]}), {"group": "what was planted; ordinary for mock galaxies"}
+    released, verdicts, facts, also = mixed, mixed_verdict, Table({"group": group[where]}), {"group": "what was planted; ordinary for mock galaxies"}
 ranking = rank_outliers(released, log_prob=np.asarray(verdicts["log_prob_galaxy"]), tail=np.asarray(verdicts["tail_galaxy"]), by="tail_probability",
                         chi2={k: verdicts[f"{k}_galaxy"] for k in ("chi2_all", "chi2_valid")}, good_reconstruction=np.inf)
-catalogue = describe_catalogue(ranking, verdicts, facts, also=listed)
+catalogue = describe_catalogue(ranking, verdicts, facts, also=also)
 run.catalogue(catalogue)
 catalogue["rank", "targetid", "z", "tail_galaxy", "log_prob_galaxy", "log_prob_star", "log_ratio", "kind"][:10]
 

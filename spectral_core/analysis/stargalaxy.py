@@ -21,6 +21,7 @@ from ..predict import check_grid, in_batches
 from ..spectra.container import Batch, Spectra
 from ..spectra.preprocessing import normalise
 from ..spectra.surveys import Survey, get_survey
+from ..spectra.wavelength import resample_rest
 
 # %% auto #0
 __all__ = ['ERROR_FLOOR', 'WORST_PIXEL', 'VELOCITIES', 'STAR_Z', 'KINDS', 'Generative', 'tolerant_weight', 'fisher_information',
@@ -132,7 +133,8 @@ def as_stars(spectra: Spectra) -> Spectra:
 def _drawn(rest: Tensor, model: nn.Module, columns: np.ndarray, data: tuple[Tensor, ...], z: float) -> Tensor:
     "Log of the mean likelihood (n,) of data (weight, weight·flux, Σ w f²) over decoded draws (K, L), all at one redshift."
     weight, product, square = data
-    seen = model.observe(rest, torch.full((len(rest),), z, dtype=torch.float64))[0][:, columns]
+    part = model.survey.grid.crop(*model.survey.grid.wave[columns[[0, -1]]])  # what nobody saw need not be placed
+    seen = resample_rest(rest, model.rest, part, torch.full((len(rest),), z, dtype=torch.float64))[0][:, columns - columns[0]]
     power, overlap = weight @ seen.square().T, product @ seen.T  # (n, K)
     amplitude = overlap / power.clamp(min=1e-30)
     log_like = -0.5 * (square[:, None] - amplitude * overlap) - (amplitude * power.sqrt()).clamp(min=1e-30).log()
