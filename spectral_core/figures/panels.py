@@ -218,9 +218,16 @@ def plot_entropy(wave: np.ndarray, entropy: np.ndarray, chi2: np.ndarray) -> Fig
 
 # %% ../../nbs/77_figures.panels.ipynb #3fae95ac
 @styled
-def plot_architecture(layers: Sequence[int] = (1000, 800, 590, 10, 590, 800, 1000), *, density: str = "GIS") -> Figure:
-    "The autoencoder's layers, input to output, with the density fitted to its smallest one (Pat+22 Fig. 8)."
+def plot_architecture(
+    layers: Sequence[int] = (1000, 800, 590, 10, 590, 800, 1000),
+    *,
+    density: str = "GIS",
+    names: Sequence[str] | None = None,  # under the layers; None: dense ones
+    n_parameters: int | None = None,  # None: of dense layers
+) -> Figure:
+    "The autoencoder's layers, input to output, with the density fitted to its smallest one (Pat+22 Fig. 8, Liang+23b Fig. 1)."
     layers = [int(n) for n in layers]
+    if names is not None and len(names) != len(layers): raise DataError(f"{len(names)} names for {len(layers)} layers")
     if len(layers) < 3 or min(layers) < 1: raise DataError(f"an autoencoder needs three or more layers, not {layers}")
     figure, ((ax,),) = new_figure(size=(7.5, 3.4))
     height, waist = np.sqrt(np.array(layers) / max(layers)), int(np.argmin(layers))
@@ -228,7 +235,7 @@ def plot_architecture(layers: Sequence[int] = (1000, 800, 590, 10, 590, 800, 100
         color = MODEL if i == waist else OTHER if i in (0, len(layers) - 1) else FAINT
         ax.add_patch(Rectangle((i - 0.14, -h / 2), 0.28, h, color=color, lw=0))
         ax.text(i, -0.56, f"{n}", ha="center", va="top", weight="bold")
-        name = {0: "spectrum", waist: "latents", len(layers) - 1: "reconstruction"}.get(i, "linear\nReLU")
+        name = names[i] if names else {0: "spectrum", waist: "latents", len(layers) - 1: "reconstruction"}.get(i, "linear\nReLU")
         ax.text(i, -0.66, name, ha="center", va="top", fontsize=7)
     for i, (a, b) in enumerate(zip(height[:-1], height[1:])):
         x = [i + 0.14, i + 0.86]
@@ -237,8 +244,8 @@ def plot_architecture(layers: Sequence[int] = (1000, 800, 590, 10, 590, 800, 100
     ax.annotate("", (waist, 0.36), (waist, 0.08), arrowprops=arrow)
     ax.text(waist, 0.38, f"{density}\nGaussian noise ({layers[waist]})", ha="center", va="bottom", color=MODEL)
     for at, name in ((waist / 2, "encoder"), ((waist + len(layers) - 1) / 2, "decoder")): ax.text(at, 0.57, name, ha="center", fontsize=10)
-    weights = sum(a * b + b for a, b in zip(layers[:-1], layers[1:]))
-    ax.set_title(f"{weights:,} parameters")
+    n_parameters = n_parameters or sum(a * b + b for a, b in zip(layers[:-1], layers[1:]))
+    ax.set_title(f"{n_parameters:,} parameters")
     ax.set(xlim=(-0.6, len(layers) - 0.4), ylim=(-0.82, 0.68))
     ax.set_axis_off()
     return figure
