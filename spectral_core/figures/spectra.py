@@ -121,10 +121,10 @@ def plot_spectrum(
 def _caption(row: Table.Row) -> str:
     "Rank or list, id, z, χ² and −log p of one row of a ranking."
     place = f"#{row['rank']}" if row["rank"] > 0 else f"({row['list']})"
-    text = f"{place}   {row['id']}   z = {row['z']:.4f}   −log p = {row['neg_log_prob']:.1f}"
-    if np.isfinite(row["chi2_valid"]): text += f"   χ² = {row['chi2_valid']:.2f}"
-    if "group" in row.colnames and row["group"]: text += f"   {row['group']}"
-    return text + (f"   [{row['reason']}]" if row["reason"] else "")
+    text = f"{place}  {row['id']}  z = {row['z']:.4f}  −log p {row['neg_log_prob']:.4g}"
+    if np.isfinite(row["chi2_valid"]): text += f"  χ² {row['chi2_valid']:.4g}"
+    if "group" in row.colnames and row["group"]: text += f"  {str(row['group']).replace('_', ' ')}"
+    return text + (f"  [{row['reason']}]" if row["reason"] else "")
 
 
 def plot_outliers(

@@ -77,11 +77,12 @@ def plot_star_fits(
 def plot_imprints(names: Sequence[str], statistic: np.ndarray, low: np.ndarray, high: np.ndarray) -> Figure:
     "Imprint statistics (k,) of several models, with the 95 % ranges low … high (k,) of their nulls."
     if not len(names): raise DataError("nothing to draw: no imprints")
-    figure, ((ax,),) = new_figure(size=(5.0, 0.9 + 0.3 * len(names)))
+    figure, ((ax,),) = new_figure(size=(6.0, 1.4 + 0.3 * len(names)))
     y = np.arange(len(names))
     ax.barh(y, np.asarray(high) - np.asarray(low), left=low, height=0.5, color=FAINT, label="95 % of displaced bands")
     ax.plot(statistic, y, "o", ms=5, color=MODEL, label="oxide bands where they are")
     ax.set_yticks(y, names)
-    ax.set(ylim=(len(names) - 0.4, -0.6), xscale="log", xlabel="mean squared correlation of the residuals with the pattern")
+    ax.set(ylim=(len(names) - 0.4, -0.6), xlabel="mean squared correlation with the pattern of bands")
+    ax.ticklabel_format(axis="x", scilimits=(0, 0))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
