@@ -72,7 +72,7 @@ from spectral_core.simulate.photometry import bgs_cuts as bgs_target_cuts
 SIZES = {
     "smoke": dict(n_galaxy=260, n_star=260, n_epoch=(1, 1), star_epoch=(2, 1), batch=(8, 8), lr=(2e-3, 2e-3), n_reference=240, n_each=5, n_star_test=40,
                   n_flow_epoch=15, flow_lr=5e-3, n_fit=12, n_scan=2, n_twin=50, n_draw=200, n_lines=1000),
-    "demo": dict(n_galaxy=3000, n_star=1200, n_epoch=(3, 6), star_epoch=(5, 3), batch=(8, 4), lr=(2e-3, 1.5e-3), n_reference=1000, n_each=25, n_star_test=150,
+    "demo": dict(n_galaxy=3000, n_star=3200, n_epoch=(3, 6), star_epoch=(5, 1), batch=(8, 4), lr=(2e-3, 1.5e-3), n_reference=1000, n_each=25, n_star_test=150,
                  n_flow_epoch=80, flow_lr=5e-3, n_fit=40, n_scan=4, n_twin=400, n_draw=1500, n_lines=6000),
     "paper": dict(n_galaxy=250_000, n_star=210_000, n_epoch=(600, 400), star_epoch=(600, 400), batch=(512,) * 2, lr=(1e-3,) * 2, n_reference=50_000, n_each=500,
                   n_star_test=10_000, n_flow_epoch=2000, flow_lr=2e-3, n_fit=1000, n_scan=200, n_twin=1000, n_draw=5000, n_lines=50_000),
@@ -148,10 +148,10 @@ def network(survey, settings, seed):
     return sc.RedshiftAutoencoder(survey, n_latent=6, config=settings)
 
 
-def trained(m, training, validation, phases, name):
-    "The history of a fit in phases, each with a name, epochs and terms beyond the fidelity."
+def trained(m, training, validation, phases, name, pace=1.0):
+    "The history of a fit in phases, each with a name, epochs and terms beyond the fidelity; `pace` is a factor on the learning rate."
     stages, kind = [sc.Stage(*phase) for phase in phases], int(name.startswith("star"))
-    return sc.fit(m, training, validation, stages=stages, batch_size=size["batch"][kind], lr=size["lr"][kind], seed=seed, run=models / name,
+    return sc.fit(m, training, validation, stages=stages, batch_size=size["batch"][kind], lr=pace * size["lr"][kind], seed=seed, run=models / name,
                   device=device, progress=False)
 
 
@@ -239,7 +239,7 @@ halfway = begun(network(star_survey("desi"), star_config, seed), star_train)
 trained(halfway, star_train, star_valid, [("fidelity", first, {})], "star")
 for name, terms in options.items():
     m = deepcopy(halfway)
-    trained(m, star_train, star_valid, [("all", second, terms)], "star_" + name.replace(" ", "_"))
+    trained(m, star_train, star_valid, [("all", second, terms)], "star_" + name.replace(" ", "_"), pace=0.2)
     unseen = sc.preprocess(mock_stars(200, seed=seed + 1, survey=star_survey("desi"), held_out=True))
     found = {k: sc.chi2(m, part) for k, part in (("test", star_test), ("held-out stars", unseen))}
     star_table.append({"losses": name} | {f"L_fid, {k}": float(np.nanmean(q["chi2_all"]) / 2) for k, q in found.items()}
