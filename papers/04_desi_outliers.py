@@ -42,7 +42,7 @@ from spectral_core.analysis.lineews import calibration_half, compare_widths, tru
 from spectral_core.analysis.outliers import TailCalibration, rank_outliers
 from spectral_core.analysis.published import compare_with_published
 from spectral_core.analysis.redshiftscan import scan_redshift
-from spectral_core.analysis.stargalaxy import VELOCITIES, Generative, StarGalaxy, drawn_evidence, star_survey
+from spectral_core.analysis.stargalaxy import VELOCITIES, Generative, StarGalaxy, drawn_evidence, evidence, star_survey
 from spectral_core.analysis.templatefit import best_galaxy_redshift, fit_templates, template_models
 from spectral_core.archives.targets import bgs_cuts, mws_cuts
 from spectral_core.archives.templates import read_redrock_templates
@@ -460,8 +460,8 @@ if source == "desi":
 # %% [markdown]
 # A spectrum is compared with mock galaxies that were put at its redshift and observed with its S/N and its mask: `n_twin` of them for each, the
 # nearest in redshift of a sample that no model has seen. `percentile` is the share of them that are as unusual: in the density of their latents, in
-# their misfit, and in both together, by Fisher's product of the two. The product's own distribution is read off the same galaxies, so nothing is
-# assumed about how the two go together.
+# their misfit pixel by pixel and over 40 Å, and in all of these together, by Fisher's product. The product's own distribution is read off the same
+# galaxies, so nothing is assumed about how the three go together.
 
 
 # %%
@@ -473,13 +473,12 @@ def percentiles(objects, n_twin, seed):
     z, sn = np.maximum(objects.z[usable], 0.005), objects.sn[usable]
     twins = sc.concatenate([sc.reobserve(pool[near], z=z[i], sn=sn[i], seed=seed + i) for i, near in enumerate(nearest)])
     twins = sc.preprocess(twins.replace(mask=twins.mask | np.repeat(objects.mask[usable], n_twin, axis=0)))
-    value = {name: (sc.log_prob(galaxy.flow, sc.encode(galaxy.model, part)), -np.log(sc.chi2(galaxy.model, part)["chi2_valid"]))
-             for name, part in (("own", objects[usable]), ("twins", twins))}
-    own, among = (np.stack(value[name]).reshape(2, len(usable), -1) for name in ("own", "twins"))
+    seen = {name: evidence(galaxy, part, device=device) for name, part in (("own", objects[usable]), ("twins", twins))}
+    own, among = (np.stack([t["log_prob"], -np.log(t["chi2_valid"]), -np.log(t["chi2_broad"])]).reshape(3, len(usable), -1) for t in seen.values())
     rank = lambda x: ((among[..., None, :] <= x[..., None]).sum(-1) + 1) / (np.isfinite(among).sum(-1, keepdims=True) + 1)
-    mine, theirs = rank(own), rank(among)  # (2, objects, 1) and (2, objects, n_twin)
+    mine, theirs = rank(own), rank(among)  # (3, objects, 1) and (3, objects, n_twin)
     product = (theirs.prod(0) <= mine.prod(0)).sum(-1)
-    out = Table({name: np.full(len(objects), np.nan) for name in ("percentile_density", "percentile_misfit", "percentile")})
+    out = Table({name: np.full(len(objects), np.nan) for name in ("percentile_density", "percentile_misfit", "percentile_broad", "percentile")})
     for name, found in zip(out.colnames, (*mine[..., 0], (product + 1) / (n_twin + 1))): out[name][usable] = found
     return out
 
@@ -495,7 +494,8 @@ if source == "desi":
     fate["catalogue"] = [known.get(int(t), "") for t in fate["targetid"]]
     quasar = np.isin(fate["catalogue"], ["QSO"]) | (np.asarray(fate["spectype"], str) == "QSO")
     scored = np.isfinite(fate["percentile"])
-    run.metric("real_fates", [{k: row[k] for k in ("file", "targetid", "catalogue", "z", "sn", "fate", "percentile_density", "percentile_misfit", "percentile",
+    run.metric("real_fates", [{k: row[k] for k in ("file", "targetid", "catalogue", "z", "sn", "fate", "percentile_density", "percentile_misfit",
+                                                   "percentile_broad", "percentile",
                                            "kind", "log_ratio")} for row in fate])
     run.metric("real_quasars", {"n": int(quasar.sum()), "scored": int((quasar & scored).sum()),
                                 "below the 1st percentile": int((quasar & scored & (fate["percentile"] < 0.01)).sum())})

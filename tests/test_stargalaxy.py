@@ -270,3 +270,17 @@ def test_too_few_ordinary_spectra_cannot_calibrate(judge):
     galaxies, stars = drawn(judge.galaxy, 30, 7), drawn(judge.star, 30, 8)
     with pytest.raises(DataError, match="too few"): StarGalaxy.fit(judge.galaxy, judge.star, galaxies, stars)
     assert all(isinstance(tail, TailCalibration) for tail in judge.tails.values())
+
+
+def test_a_broad_misfit_shows_where_single_pixels_hide_it():
+    "White noise gives 1 in blocks as in pixels; a third of the noise over forty pixels raises only the blocks."
+    model = Generative(Linear(0 * components(1, 2)), Gaussian(1))
+    rng = np.random.default_rng(3)
+    noise = 1 + rng.normal(size=(400, SURVEY.grid.n)) / 5
+    bump = noise + np.where(np.abs(np.arange(SURVEY.grid.n) - 40) < 20, 0.3 / 5, 0)
+    plain, wrong = (evidence(model, spectra(400, flux=flux), floor=0.0) for flux in (noise, bump))
+    assert np.mean(plain["chi2_broad"]) == pytest.approx(1, abs=0.15)
+    sigma = [(np.mean(wrong[c]) - np.mean(plain[c])) / np.std(plain[c]) for c in ("chi2_broad", "chi2_valid")]
+    assert sigma[0] > 2 * sigma[1] > 0
+    bright = evidence(model, spectra(400, flux=bump, ivar=1e8), floor=0.04)
+    assert np.max(bright["chi2_broad"]) < 10  # a percent of calibration is forgiven, whatever the S/N

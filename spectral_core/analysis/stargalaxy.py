@@ -24,8 +24,9 @@ from ..spectra.surveys import Survey, get_survey
 from ..spectra.wavelength import resample_rest
 
 # %% auto #0
-__all__ = ['ERROR_FLOOR', 'WORST_PIXEL', 'VELOCITIES', 'STAR_Z', 'KINDS', 'Generative', 'tolerant_weight', 'fisher_information',
-           'evidence', 'star_survey', 'as_stars', 'drawn_evidence', 'compare', 'kind_of', 'StarGalaxy']
+__all__ = ['ERROR_FLOOR', 'WORST_PIXEL', 'BROAD', 'VELOCITIES', 'STAR_Z', 'KINDS', 'Generative', 'tolerant_weight',
+           'fisher_information', 'evidence', 'star_survey', 'as_stars', 'drawn_evidence', 'compare', 'kind_of',
+           'StarGalaxy']
 
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #8422562a
 class Generative(NamedTuple):
@@ -38,11 +39,14 @@ class Generative(NamedTuple):
 ERROR_FLOOR = 0.04  # of the median flux: what an autoencoder trained with this floor may be wrong by
 
 
+def _level(batch: Batch) -> Tensor:
+    "Median flux (n, 1) of the pixels with data."
+    return torch.where(batch.weight > 0, batch.flux, torch.nan).nanmedian(1, keepdim=True).values.nan_to_num(0.0)
+
+
 def tolerant_weight(batch: Batch, floor: float = ERROR_FLOOR) -> Tensor:
     "Inverse variances (n, m) with an error of `floor` times each spectrum's median flux added to the noise."
-    flux, weight, _ = batch
-    level = torch.where(weight > 0, flux, torch.nan).nanmedian(1, keepdim=True).values.nan_to_num(0.0)
-    return weight / (1 + weight * (floor * level).square())
+    return batch.weight / (1 + batch.weight * (floor * _level(batch)).square())
 
 
 def fisher_information(model: nn.Module, latents: Tensor, z: Tensor, weight: Tensor, step: Tensor) -> Tensor:
@@ -56,6 +60,7 @@ def fisher_information(model: nn.Module, latents: Tensor, z: Tensor, weight: Ten
 
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #8d72bf16
 WORST_PIXEL = 5.0  # sigma
+BROAD = 50  # pixels, 40 Å of DESI's: broad lines and steps between arms are wider
 
 
 def _chi2(model: nn.Module, rest: Tensor, batch: Batch, z: Tensor, weight: Tensor, worst: float = np.inf) -> Tensor:
@@ -65,8 +70,18 @@ def _chi2(model: nn.Module, rest: Tensor, batch: Batch, z: Tensor, weight: Tenso
     return torch.where(inside, each, (weight > 0).to(weight.dtype)).sum(1)
 
 
+def _broad(batch: Batch, seen: Tensor, inside: Tensor, floor: float, width: int) -> Tensor:
+    "χ² (n,) of the mean residuals in blocks of `width` pixels, an error of `floor` added to each block; per block with data."
+    weight, pad = torch.where(inside, batch.weight, 0), -seen.shape[1] % width
+    blocks = (nn.functional.pad(x, (0, pad)).unflatten(1, (-1, width)).sum(2) for x in (weight * (batch.flux - seen), weight))
+    pull, power = blocks
+    some, mean = power > 0, pull / power.clamp(min=1e-30)
+    each = mean.square() / (1 / power.clamp(min=1e-30) + (floor * _level(batch)).square())
+    return torch.where(some, each, 0).sum(1) / some.sum(1).clamp(min=1)
+
+
 def _terms(maker: Generative, batch: Batch, velocities: Sequence[float], floor: float, worst: float) -> Tensor:
-    "What `evidence` lists of a batch, (n, 6)."
+    "What `evidence` lists of a batch, (n, 7)."
     model, flow = maker
     latents = model.encode(*batch)
     rest, weight = model.decode(latents).float(), tolerant_weight(batch, floor)
@@ -77,7 +92,8 @@ def _terms(maker: Generative, batch: Batch, velocities: Sequence[float], floor: 
     prior = torch.diag(flow.scale.square().reciprocal())
     spread = torch.logdet(fisher_information(model, latents, z, weight, 0.02 * flow.scale) + prior)
     plain, pixels = _chi2(model, rest, batch, z, batch.weight), (batch.weight > 0).sum(1).clamp(min=1)
-    terms = [flow.log_prob(latents), plain / weight.shape[1], plain / pixels, z - batch.z, found.amin(0), spread]
+    broad = _broad(batch, *model.observe(rest, z), floor, BROAD)
+    terms = [flow.log_prob(latents), plain / weight.shape[1], plain / pixels, broad, z - batch.z, found.amin(0), spread]
     return torch.stack([term.double() for term in terms], 1)
 
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #e174c341
@@ -96,20 +112,21 @@ def evidence(
 ) -> Table:
     """Probability of spectra under a generative model, a row each; NaN for rows with a fatal flag.
 
-    Columns: log_prob of the latents, chi2_all and chi2_valid of the reconstruction, velocity [km/s], log_likelihood
-    (−½χ² with the error floor, and no pixel beyond `worst`) and log_evidence. SpectrumError where the grids differ.
+    Columns: log_prob of the latents, chi2_all and chi2_valid of the reconstruction, chi2_broad of its means over BROAD
+    pixels, velocity [km/s], log_likelihood (−½χ² with the error floor, and no pixel beyond `worst`) and log_evidence. SpectrumError where the grids differ.
     """
     check_grid(maker.model, spectra)
     device, n = pick_device(device), len(spectra)
     maker = Generative(*(part.to(device).eval() for part in maker))
-    good, out = np.flatnonzero(spectra.good), np.full((n, 6), np.nan)
+    good, out = np.flatnonzero(spectra.good), np.full((n, 7), np.nan)
 
     def some(rows: slice) -> np.ndarray:
         with torch.no_grad(): return _terms(maker, spectra[good[rows]].to(device), velocities, floor, worst).cpu().numpy()
 
     if len(good): out[good] = np.concatenate(in_batches(some, len(good), batch_size))
-    log_prob, chi2_all, chi2_valid, dz, chi2, spread = out.T
-    table = Table({"log_prob": log_prob, "chi2_all": chi2_all, "chi2_valid": chi2_valid, "velocity": dz * 299792.458})
+    log_prob, chi2_all, chi2_valid, chi2_broad, dz, chi2, spread = out.T
+    table = Table({"log_prob": log_prob, "chi2_all": chi2_all, "chi2_valid": chi2_valid, "chi2_broad": chi2_broad})
+    table["velocity"] = dz * 299792.458
     table["velocity"].unit = "km / s"
     table["log_likelihood"] = -0.5 * chi2
     table["log_evidence"] = -0.5 * chi2 + log_prob + 0.5 * maker.flow.n_features * log(2 * pi) - 0.5 * spread
@@ -183,7 +200,10 @@ def compare(galaxy: Generative, star: Generative, spectra: Spectra, *, velocitie
 
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #8bfd67c6
 KINDS = ("galaxy", "star", "neither", "flagged")
-_RULES = {"density": lambda t, name: t[f"log_prob_{name}"], "misfit": lambda t, name: -np.log(t[f"chi2_valid_{name}"])}
+_RULES = {
+    "density": lambda t, name: t[f"log_prob_{name}"], "misfit": lambda t, name: -np.log(t[f"chi2_valid_{name}"]),
+    "broad": lambda t, name: -np.log(t[f"chi2_broad_{name}"]),
+}
 
 
 def kind_of(tail_galaxy: np.ndarray, tail_star: np.ndarray, tail_ratio: np.ndarray, level: float = 0.01) -> np.ndarray:
