@@ -72,7 +72,7 @@ from spectral_core.simulate.photometry import bgs_cuts as bgs_target_cuts
 SIZES = {
     "smoke": dict(n_galaxy=260, n_star=260, n_epoch=(1, 1), star_epoch=(2, 1), batch=(8, 8), lr=(2e-3, 2e-3), n_reference=240, n_each=5, n_star_test=40,
                   n_flow_epoch=15, flow_lr=5e-3, n_fit=12, n_scan=2, n_twin=50, n_draw=200, n_lines=1000),
-    "demo": dict(n_galaxy=3000, n_star=3200, n_epoch=(3, 6), star_epoch=(5, 1), batch=(8, 4), lr=(2e-3, 1.5e-3), n_reference=1000, n_each=25, n_star_test=150,
+    "demo": dict(n_galaxy=3000, n_star=1700, n_epoch=(3, 6), star_epoch=(5, 1), batch=(8, 4), lr=(2e-3, 1.5e-3), n_reference=1000, n_each=25, n_star_test=150,
                  n_flow_epoch=80, flow_lr=5e-3, n_fit=40, n_scan=4, n_twin=400, n_draw=1500, n_lines=6000),
     "paper": dict(n_galaxy=250_000, n_star=210_000, n_epoch=(600, 400), star_epoch=(600, 400), batch=(512,) * 2, lr=(1e-3,) * 2, n_reference=50_000, n_each=500,
                   n_star_test=10_000, n_flow_epoch=2000, flow_lr=2e-3, n_fit=1000, n_scan=200, n_twin=1000, n_draw=5000, n_lines=50_000),
