@@ -101,8 +101,11 @@ def test_fault_1_truncated_and_foreign_files(tmp_path):
 def test_desi_files_that_are_none(tmp_path):
     (tmp_path / "d.npz").write_text("targetid,z\n")
     with pytest.raises(DataError, match=r"d\.npz: no npz file"): read_desi_line_ews(tmp_path / "d.npz")
-    np.savez(tmp_path / "e.npz", targetid=[1], z=[0.1], line_names=np.array(["HBETA"]), ew=[[1.0]], ew_ivar=[[1.0]])
-    with pytest.raises(DataError, match="lacks cont_lum, line OIII_5007, line HALPHA"): read_desi_line_ews(tmp_path / "e.npz")
+    columns = {"targetid": [1], "z": [0.1], "line_names": np.array(["HBETA"]), "ew": [[1.0]], "ew_ivar": [[1.0]]}
+    np.savez(tmp_path / "e.npz", **columns)
+    with pytest.raises(DataError, match="lacks cont_lum; it has"): read_desi_line_ews(tmp_path / "e.npz")
+    np.savez(tmp_path / "g.npz", **columns, cont_lum=[[1.0]])
+    with pytest.raises(DataError, match="lacks line OIII_5007, line HALPHA"): read_desi_line_ews(tmp_path / "g.npz")
     np.savez(tmp_path / "f.npz", targetid=np.array([{}], dtype=object))
     with pytest.raises(DataError, match="no npz file"): read_desi_line_ews(tmp_path / "f.npz")
 

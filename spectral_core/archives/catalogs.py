@@ -19,8 +19,8 @@ from ..core import DataError
 from ..spectra.labels import BPT_LINES, broad_rule
 
 # %% auto #0
-__all__ = ['read_portsmouth', 'read_mpa_jhu', 'read_resolve_eco_nsa', 'read_desi_line_ews', 'read_pipeline_lines', 'truth_lines',
-           'join_lines']
+__all__ = ['WIDTH_COLUMNS', 'read_portsmouth', 'read_mpa_jhu', 'read_resolve_eco_nsa', 'read_width_arrays', 'read_desi_line_ews',
+           'read_pipeline_lines', 'truth_lines', 'join_lines']
 
 # %% ../../nbs/21_archives.catalogs.ipynb #496d88f3
 def _columns(path: str | Path, wanted: Sequence[str], optional: Sequence[str] = ()) -> Table:
@@ -139,18 +139,33 @@ def read_resolve_eco_nsa(path: str | Path, *, portsmouth: bool = False) -> Table
 _DESI = {"hbeta": "HBETA", "oiii_5007": "OIII_5007", "halpha": "HALPHA", "nii_6584": "NII_6584"}
 
 
-def read_desi_line_ews(path: str | Path) -> Table:
-    "Equivalent widths of DESI galaxies (npz) as common line table; `flux_*` are EW × continuum in the catalogue's luminosity unit."
+WIDTH_COLUMNS = ("targetid", "z", "line_names", "ew", "ew_ivar", "cont_lum")
+
+
+def read_width_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    "The arrays of an npz catalogue of equivalent widths (n galaxies, k lines), with `error` (n, k) from the inverse variances; else DataError."
     try:
         with np.load(path, allow_pickle=False) as file: arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: no npz file of arrays ({error})") from error
-    missing = [k for k in ("targetid", "z", "line_names", "ew", "ew_ivar", "cont_lum") if k not in arrays]
-    missing += [f"line {name}" for name in _DESI.values() if name not in arrays.get("line_names", ())]
-    if missing: raise DataError(f"{path}: lacks {', '.join(missing)}; it has {', '.join(arrays)}")
+    missing = [name for name in WIDTH_COLUMNS if name not in arrays]
+    if missing: raise DataError(f"{path}: lacks {', '.join(missing)}; it has {', '.join(arrays) or 'nothing'}")
+    shape = len(arrays["z"]), len(arrays["line_names"])
+    if any(arrays[name].shape != shape for name in WIDTH_COLUMNS[3:]):
+        raise DataError(f"{path}: ew, ew_ivar and cont_lum must have one row per z and one column per line name, {shape}")
+    arrays |= {name: arrays[name].astype(float) for name in ("z", *WIDTH_COLUMNS[3:])}
+    ivar = arrays["ew_ivar"]
+    with np.errstate(divide="ignore", invalid="ignore"): arrays["error"] = np.where(ivar > 0, 1 / np.sqrt(ivar), np.nan)
+    return arrays
+
+
+def read_desi_line_ews(path: str | Path) -> Table:
+    "Equivalent widths of DESI galaxies (npz) as common line table; `flux_*` are EW × continuum in the catalogue's luminosity unit."
+    arrays = read_width_arrays(path)
+    missing = [f"line {name}" for name in _DESI.values() if name not in arrays["line_names"]]
+    if missing: raise DataError(f"{path}: lacks {', '.join(missing)}; it has {', '.join(map(str, arrays['line_names']))}")
     at = {line: list(arrays["line_names"]).index(name) for line, name in _DESI.items()}
-    ew, ivar, level = (arrays[k].astype(float) for k in ("ew", "ew_ivar", "cont_lum"))
-    with np.errstate(divide="ignore", invalid="ignore"): error = np.where(ivar > 0, 1 / np.sqrt(ivar), np.nan)
+    ew, error, level = (arrays[k] for k in ("ew", "error", "cont_lum"))
     level = 10 ** (level - 6.5)  # within a factor of ten of 1
     n, k = len(ew), at["halpha"]
     out = _common(n, {line: (ew[:, i] * level[:, i], error[:, i] * level[:, i]) for line, i in at.items()}, (ew[:, k], error[:, k]),

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-from ..core import DataError
+from .catalogs import read_width_arrays
 
 # %% auto #0
 __all__ = ['LineWidths', 'read_line_widths']
@@ -28,21 +28,8 @@ class LineWidths(NamedTuple):
         return LineWidths(self.lines, *(values[keep] for values in self[1:]))
 
 
-_COLUMNS = ("targetid", "z", "line_names", "ew", "ew_ivar", "cont_lum")
-
-
 def read_line_widths(path: str | Path) -> LineWidths:
     "All lines of a catalogue of equivalent widths (npz with targetid, z, line_names, ew, ew_ivar, cont_lum); else DataError."
-    try:
-        with np.load(path, allow_pickle=False) as file: arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: no npz file of arrays ({error})") from error
-    missing = [name for name in _COLUMNS if name not in arrays]
-    if missing: raise DataError(f"{path}: lacks {', '.join(missing)}; it has {', '.join(arrays) or 'nothing'}")
-    n, k = len(arrays["z"]), len(arrays["line_names"])
-    if any(arrays[name].shape != (n, k) for name in _COLUMNS[3:]):
-        raise DataError(f"{path}: ew, ew_ivar and cont_lum must have one row per z and one column per line name, ({n}, {k})")
-    ew, ivar, level = (arrays[name].astype(float) for name in _COLUMNS[3:])
-    with np.errstate(divide="ignore", invalid="ignore"): error = np.where(ivar > 0, 1 / np.sqrt(ivar), np.nan)
+    arrays = read_width_arrays(path)
     lines = tuple(str(name).lower().removesuffix("_doublet") for name in arrays["line_names"])
-    return LineWidths(lines, arrays["targetid"], arrays["z"].astype(float), ew, error, level)
+    return LineWidths(lines, *(arrays[name] for name in ("targetid", "z", "ew", "error", "cont_lum")))
