@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
-from ..core import ConfigError, nearest
+from ..core import ConfigError, SpectrumError, nearest
 from .dust import attenuation
-from .filters import Filters, Photometer, load_filters
+from .emulators import WAVE_MIN, EmulatorLight, SurvivingMass, burst_network, provabgs_file
+from .filters import Filters, Photometer, load_filters, pixel_means
 from .histories import LOOKBACK_EDGES, HistoryBases, Populations, derived, load_bases, star_formation
 from .ssp import AGE_EDGES, COARSE, FINE, SSPGrid, load_ssp
 
@@ -26,16 +27,16 @@ _SOLAR = 0.02  # mass fraction of metals that BC03 calls solar
 
 @dataclass(frozen=True)
 class Stars:
-    "Populations at ages (A,) Gyr and log10 mass fractions of metals (K,): `light` (A, K, L) in L☉/Å and `living` (A, K) M☉, both per M☉ formed."
+    "Populations at ages (A,) Gyr and log10 mass fractions of metals (K,): `light` (A, K, L) in L☉/Å and `living` (A, K) M☉, per M☉ formed."
 
     age: Tensor
     log_z: Tensor
     light: Tensor
-    living: Tensor
+    living: Tensor | None = None  # where another knows
 
     def to(self, like: Tensor) -> Stars:
         "The same table in the precision and on the device of `like`."
-        return Stars(*(getattr(self, k).to(like) for k in ("age", "log_z", "light", "living")))
+        return Stars(*(None if v is None else v.to(like) for v in (self.age, self.log_z, self.light, self.living)))
 
     def nodes(self, age: Tensor, metallicity: Tensor) -> tuple[Tensor, Tensor]:
         "Rows (..., 4) of the flat table (A·K) and their weights (..., 4) for populations of `age` (...) Gyr and mass fraction of metals (...)."
@@ -95,7 +96,7 @@ class PopulationLight:
         bins, bursts, _ = self._cast(theta)
         rows, parts = bins.nodes(stars.age, stars.metallicity)
         parts = parts * stars.weights[..., None]
-        smooth = parts.new_zeros(len(theta), bins.living.numel()).scatter_add(1, rows.flatten(1), parts.flatten(1))
+        smooth = parts.new_zeros(len(theta), bins.light[..., 0].numel()).scatter_add(1, rows.flatten(1), parts.flatten(1))
         rows, parts = bursts.nodes(theta[:, 5], stars.burst_metallicity)
         return smooth, rows, parts * stars.burst[:, None]
 
@@ -123,14 +124,15 @@ _ROWS = 512  # galaxies at a time: their spectra stay in the processor's cache
 class Provabgs:
     """The model: theta (..., 11) as in `simulate.histories`, and z (...) or one z for all.
 
-    `coarse` makes light on the photometer's pixels from `first` on, `make_fine` the same at full resolution. Everything is differentiable
-    in theta, in its precision and on its device; SpectrumError for a redshift at which the bands leave the model's wavelengths.
+    `coarse` makes light on the photometer's pixels from `first` on, `make_fine()` at full resolution, `living` the surviving mass. All is
+    differentiable in theta, in its precision and on its device; SpectrumError for a redshift at which the bands leave the wavelengths.
     """
 
-    def __init__(self, name: str, bases: HistoryBases, photometer: Photometer, coarse: Callable, first: int, make_fine: Callable, burst: str):
+    def __init__(self, name: str, bases: HistoryBases, photometer: Photometer, first: int, burst: str,
+                 coarse: Callable, make_fine: Callable, living: Callable):
         self.name, self.bases, self.burst = name, bases, burst
-        self.photometer, self.filters = photometer, photometer.filters
-        self._coarse, self._first, self._make_fine = coarse, first, make_fine
+        self.photometer, self.filters, self._first = photometer, photometer.filters, first
+        self._coarse, self._make_fine, self._living = coarse, make_fine, living
 
     def __repr__(self) -> str:
         return f"Provabgs({self.name!r}, {len(self.filters)} bands, bases {self.bases.name!r}, burst={self.burst!r})"
@@ -155,7 +157,7 @@ class Provabgs:
 
     def derived(self, theta: Tensor, z: Tensor | float) -> dict[str, Tensor]:
         "`log_sfr_1gyr`, `log_z_mw`, `age_mw` of `histories.derived`, and `log_mstar_surviving` [M☉]: living stars and remnants; each (...)."
-        living = _in_blocks(lambda t, z: self._light(self._coarse.living, t, z)[:, None], theta, z)[..., 0]
+        living = _in_blocks(lambda t, z: self._light(self._living, t, z)[:, None], theta, z)[..., 0]
         return derived(self.bases, theta, z) | {"log_mstar_surviving": theta[..., 0] + living.log10()}
 
 
@@ -168,15 +170,52 @@ def _in_blocks(work: Callable, theta: Tensor, z: Tensor | float) -> Tensor:
     return torch.cat(parts).reshape(*shape, -1)
 
 # %% ../../nbs/33_simulate.provabgs.ipynb #5cf55859
-_SOURCES = ("ssp", "fsps")
+_SOURCES = ("ssp", "matrix", "emulator", "fsps")
 
 
-def _ssp_light(name: str, pixels: slice | None, birth_cloud_myr: float) -> PopulationLight:
+def _library_light(name: str, pixels: slice | None, birth_cloud_myr: float) -> PopulationLight:
     "Light of a library of chapter 1: on some pixels of COARSE, or on FINE."
-    ssp = load_ssp("mixed" if name == "ssp" else name)
+    ssp = load_ssp(name)
     wave = FINE.wave if pixels is None else COARSE.wave[pixels]
     light = ssp.stars if pixels is None else ssp.coarse_stars[..., pixels]
     return PopulationLight(wave, *_stars_of(ssp, light), birth_cloud_myr)
+
+# %% ../../nbs/33_simulate.provabgs.ipynb #c77c2bea
+_N_TEMPLATE = 11  # bins that the template of young stars holds
+
+
+def _published_stars(edges: np.ndarray | None) -> tuple[np.ndarray, Stars, Stars]:
+    "Wavelengths, and light of the 42 bins and of single ages, from the published burst network and the template of young stars."
+    network = burst_network()
+    with np.load(provabgs_file("young_template"), allow_pickle=False) as arrays:
+        knots, template = arrays["log10_z_knots"], arrays["lum_per_msun"].astype(float)
+    step = (knots[-1] - knots[0]) / (len(knots) - 1) / 2
+    log_z = knots[-1] - step * np.arange(int((knots[-1] + 4.36) / step) + 1)[::-1]
+    onto = (lambda light: light) if edges is None else partial(pixel_means, network.wave, edges=edges)
+
+    def single(age: np.ndarray) -> np.ndarray:
+        grid = np.stack(np.meshgrid(np.log10(age), log_z, indexing="ij"), -1).reshape(-1, 2)
+        x = torch.tensor(np.column_stack([grid, np.zeros_like(grid)]), dtype=torch.float32)
+        with torch.no_grad(): light = torch.cat([network(some).exp() for some in x.split(256)])
+        return onto(light.double().numpy()).reshape(len(age), len(log_z), -1)
+
+    between = np.clip(np.interp(log_z, knots, np.arange(len(knots))), 0, len(knots) - 1)
+    low = np.minimum(between.astype(int), len(knots) - 2)
+    young = onto(template[low] + (between - low)[:, None] * (template[low + 1] - template[low]))
+    bins = np.concatenate([np.broadcast_to(young, (_N_TEMPLATE, *young.shape)), single(_MIDDLE[_N_TEMPLATE:])])
+    ages = 10 ** np.arange(-2, 1.131, 0.025)
+    table = lambda age, light: Stars(*(torch.tensor(v, dtype=torch.float32) for v in (age, log_z, light)))
+    wave = network.wave if edges is None else 0.5 * (edges[1:] + edges[:-1])
+    return wave, table(_MIDDLE, bins), table(ages, single(ages))
+
+# %% ../../nbs/33_simulate.provabgs.ipynb #a864c6cf
+def _light(source: str, pixels: slice | None, birth_cloud_myr: float) -> Callable:
+    "Light of a source on some pixels of COARSE, or at its full resolution."
+    if source in ("ssp", "fsps"): return _library_light("mixed" if source == "ssp" else source, pixels, birth_cloud_myr)
+    edges = None if pixels is None else COARSE.edges[pixels.start : pixels.stop + 1]
+    if source == "emulator": return EmulatorLight(edges)
+    wave, bins, bursts = _published_stars(edges)
+    return PopulationLight(wave, bins, bursts, birth_cloud_myr)
 
 
 def load_provabgs(
@@ -188,11 +227,21 @@ def load_provabgs(
     birth_cloud_myr: float = 10.0,  # as in the code; the paper's text says 100
     z_max: float = 0.25,  # up to which magnitudes are wanted
 ) -> Provabgs:
-    "The model with one of its sources: 'ssp' or 'fsps'; ConfigError for an unknown one."
+    """The model with one of its sources.
+
+    'ssp' needs the populations of chapter 1, 'matrix' and 'emulator' the data set `provabgs`, 'fsps' python-fsps and SPS_HOME.
+    ConfigError for an unknown source or for what a source cannot do; SpectrumError where the filters at `z_max` need bluer light than it has.
+    """
     if source not in _SOURCES:
         raise ConfigError(f"no source {source!r}; did you mean {nearest(source, _SOURCES) or list(_SOURCES)}?")
+    if source == "emulator" and (birth_cloud_myr != 10 or bases not in (None, "provabgs")):
+        raise ConfigError("the emulator knows the published histories and birth clouds of 10 Myr only; 'matrix' knows any")
     photometer = Photometer(filters if isinstance(filters, Filters) else load_filters(filters), COARSE)
     pixels = photometer.rest_pixels(0.0, z_max)
-    make = partial(_ssp_light, source, birth_cloud_myr=birth_cloud_myr)
+    low, high = COARSE.edges[pixels.start], COARSE.edges[pixels.stop]
+    if source in ("matrix", "emulator") and (low < WAVE_MIN or high > 59900):
+        raise SpectrumError(f"filters at z_max = {z_max} need {low:.0f} to {high:.0f} Å; {source!r} has {WAVE_MIN:.0f} to 59900 Å")
+    coarse = _light(source, pixels, birth_cloud_myr)
+    living = coarse.living if source in ("ssp", "fsps") else SurvivingMass()
     histories = load_bases(bases or ("own" if source == "ssp" else "provabgs"))
-    return Provabgs(source, histories, photometer, make(pixels), pixels.start, lambda: make(None), burst)
+    return Provabgs(source, histories, photometer, pixels.start, burst, coarse, lambda: _light(source, None, birth_cloud_myr), living)
