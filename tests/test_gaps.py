@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from spectral_core.core import ConfigError, DataError, RunError, SpectrumError
-from spectral_core.models.gaps import GapFiller, fill_gaps, held_out_error
+from spectral_core.models.gaps import GapFiller, _leading, fill_gaps, held_out_error
 from spectral_core.spectra.container import Spectra
 from spectral_core.spectra.restframe import rest_survey
 
@@ -79,6 +80,30 @@ def test_batched_equals_the_loop_over_spectra(sample, filler):
     assert np.abs(ours - loop).max() <= 1e-12 * np.abs(loop).max()
     model = filler.mean + loop @ scaled
     assert np.abs(filler.transform(flux, weight, everywhere=True) - model).max() <= 1e-12 * np.abs(model).max()
+
+
+def test_the_whole_fit_equals_its_loops_over_spectra_and_pixels(sample):
+    "Three rounds, from the same start: mean and scaled components."
+    flux, weight, k = np.where(sample[2] > 0, sample[1], 0)[:120], sample[2][:120], 3
+
+    def held(basis, w, y, old):
+        normal = (w * basis) @ basis.T
+        h = 1e-6 * np.trace(normal) / len(old) + 1e-20
+        return np.linalg.solve(normal + h * np.eye(len(old)), basis @ (w * y) + h * old)
+
+    mean = (weight * flux).sum(0) / weight.sum(0)
+    components, c = _leading(torch.from_numpy(np.where(weight > 0, flux - mean, 0)), k, seed=0).numpy(), np.zeros((120, k))
+    for _ in range(3):
+        c = np.stack([held(components, w, f - mean, old) for f, w, old in zip(flux, weight, c)])
+        basis, before = np.vstack([np.ones(120), c.T]), np.vstack([mean, components]).T
+        step = np.stack([held(basis, w, f, old) for f, w, old in zip(flux.T, weight.T, before)], axis=1)
+        mean, c = step[0] + c.mean(0) @ step[1:], c - c.mean(0)
+        u, s, v = np.linalg.svd(c @ step[1:], full_matrices=False)
+        components, c = v[:k] * np.sign(v[:k].sum(1))[:, None], u[:, :k] * s[:k] * np.sign(v[:k].sum(1))
+    ours = GapFiller(k, n_iter=3, tolerance=0).fit(flux, weight)
+    assert np.abs(ours.mean - mean).max() <= 1e-12 * np.abs(mean).max()
+    scaled = c.std(0, ddof=1)[:, None] * components
+    assert np.abs(ours.scale[:, None] * ours.components - scaled).max() <= 1e-12 * np.abs(scaled).max()
 
 
 def test_components_span_what_was_planted_and_are_in_order(sample, filler):

@@ -5,7 +5,6 @@
 # %% ../../nbs/41_models.gaps.ipynb #f1d32ede
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -35,7 +34,7 @@ def _clean(flux: np.ndarray, weight: np.ndarray) -> tuple[Tensor, Tensor]:
         raise DataError(f"flux and weight are tables (n, m) of one shape, not {flux.shape} and {weight.shape}")
     dtype = np.result_type(flux, weight, np.float32)
     flux, weight = _tensor(flux, dtype), _tensor(weight, dtype)
-    if torch.isfinite(flux.sum() + weight.sum()) and (weight >= 0).all(): return flux, weight  # a sum of numbers alone is a number
+    if torch.isfinite(flux.sum() + weight.sum()) and (not weight.numel() or weight.amin() >= 0): return flux, weight  # a sum of numbers alone is a number
     good = flux.isfinite() & (weight > 0) & (weight < torch.inf)
     return torch.where(good, flux, 0), torch.where(good, weight, 0)
 
@@ -79,7 +78,7 @@ class _Model(NamedTuple):
 
 def _blocks(n: int, m: int) -> list[slice]:
     "Rows of a table (n, m), so many at a time as a cache holds."
-    step = max(1, 2**19 // m)
+    step = max(1, 2**18 // m)
     return [slice(start, start + step) for start in range(0, n, step)]
 
 
@@ -93,6 +92,9 @@ def _principal(mean: Tensor, components: Tensor, c: Tensor) -> tuple[Tensor, Ten
     return mean, components * sign[:, None], u * s * sign
 
 # %% ../../nbs/41_models.gaps.ipynb #e3c7dace
+_WATCHED = 250  # spectra that the rounds start from, and whose gaps tell when to end
+
+
 def _leading(x: Tensor, k: int, seed: int, n_iter: int = 2) -> Tensor:
     "The first k right singular vectors of x (n, m), as orthonormal rows (k, m), to the accuracy a start needs."
     random = torch.Generator().manual_seed(seed)
@@ -117,31 +119,38 @@ def _round(flux: Tensor, weight: Tensor, model: _Model, c: Tensor) -> tuple[_Mod
     return _Model(mean, components, _products(components)), new
 
 
-def _progress(flux: Tensor, weight: Tensor, gap: Callable[[Tensor], Tensor], now: tuple, before: tuple) -> list[float]:
-    "χ² per good pixel, and by how much the model has changed in the gaps, relative to its distance there from the mean."
-    (model, c), (old, c_old), sums = now, before, torch.zeros(5, dtype=torch.float64)
+def _misfit(flux: Tensor, weight: Tensor, model: _Model, c: Tensor) -> Tensor:
+    "χ² of all spectra together."
+    total = torch.zeros((), dtype=torch.float64)
     for rows in _blocks(*flux.shape):
-        w, filled = weight[rows], model(c[rows])
-        where = gap(w)
-        moved, size = ((filled - other).mul_(where).square_().sum() for other in (old(c_old[rows]), model.mean))
-        level = (model.mean * where).square_().sum() * (1e4 * torch.finfo(flux.dtype).eps) ** 2  # below it, all is rounding
-        off = flux[rows] - filled  # by the weight first: what stands in a gap may have no square
-        sums += torch.stack([(w * off * off).sum(), (w > 0).sum(), moved, size, level])
-    return [float(sums[0] / sums[1]), float((sums[2] / sums[3:].max().clamp(min=1e-60)).sqrt())]
+        off = model(c[rows]).sub_(flux[rows])  # by the weight first: what stands in a gap may have no square
+        total += torch.vdot((off * weight[rows]).flatten(), off.flatten())
+    return total
+
+
+def _change(gap: Tensor, now: tuple[_Model, Tensor], before: tuple[_Model, Tensor]) -> float:
+    "By how much the model has moved where `gap` (n, m) is 1, relative to its distance there from the mean."
+    (model, c), (old, c_old) = now, before
+    filled = model(c)
+    moved, size = (filled - old(c_old)).mul_(gap), filled.sub_(model.mean).mul_(gap)
+    level = gap.sum(0).double() @ model.mean.double().square() * (1e4 * torch.finfo(gap.dtype).eps) ** 2  # below it, all is rounding
+    return float(moved.double().norm() / torch.maximum(size.double().square().sum(), level).clamp(min=1e-60).sqrt())
 
 
 def _rounds(flux: Tensor, weight: Tensor, k: int, n_iter: int, tolerance: float, seed: int) -> tuple[Tensor, ...]:
     "Mean, components, coefficients, and for each round χ² per good pixel and the relative change of the filled ones (r, 2)."
-    good = weight > 0
-    covered = good.any(0)
-    whole = bool((good == covered).all())  # nothing to fill: watch the model everywhere
+    good, some = weight > 0, slice(None, None, max(1, len(flux) // _WATCHED))
+    covered, n_good = good.any(0), good.count_nonzero()
+    gap = (~good[some] & covered).to(flux)
+    if not gap.any(): gap = covered.to(flux).expand_as(gap)  # nothing to fill: watch the model everywhere
     mean = (weight * flux).sum(0) / torch.where(covered, weight.sum(0), 1)
-    components, c = _leading(torch.where(good, flux - mean, 0), k, seed), flux.new_zeros(len(flux), k)
+    components, c = _leading(torch.where(good[some], flux[some] - mean, 0), k, seed), flux.new_zeros(len(flux), k)
     model, history = _Model(mean, components, _products(components)), []
     for _ in range(n_iter):
         before, (model, c) = (model, c), _round(flux, weight, model, c)
-        history.append(_progress(flux, weight, lambda w: ((w == 0) | whole) & covered, (model, c), before))
-        if history[-1][1] < tolerance: break
+        change = _change(gap, (model, c[some]), (before[0], before[1][some]))
+        history.append([float(_misfit(flux, weight, model, c) / n_good), change])
+        if change < tolerance: break
     return model.mean, model.components, c, torch.tensor(history, dtype=torch.float64)
 
 # %% ../../nbs/41_models.gaps.ipynb #bbf50f47
@@ -166,11 +175,12 @@ class GapFiller:
 
     def _usable(self, weight: Tensor, wave: np.ndarray | None) -> tuple[Tensor, Tensor]:
         "True (n,) for spectra to learn from, and (m,) for pixels that can be learnt; DataError where these are too few."
-        use, least = (weight > 0).double().mean(1) >= self.min_coverage, 2 * (self.n_components + 1)
+        good, least = (weight > 0).numpy(), 2 * (self.n_components + 1)
+        use = torch.from_numpy(np.count_nonzero(good, axis=1) >= self.min_coverage * good.shape[1])
         if use.sum() < least:
             raise DataError(f"{self.n_components} components need {least} spectra with {self.min_coverage:.0%} of their pixels; "
                             f"{int(use.sum())} of {len(use)} have them")
-        seen = (weight[use] > 0).sum(0) >= least
+        seen = torch.from_numpy(np.count_nonzero(good if use.all() else good[use.numpy()], axis=0) >= least)
         if self.unseen is None and not seen.all():
             raise DataError(f"pixels {_name_pixels(~seen.numpy(), wave)} are masked in all, or all but a few, training spectra: "
                             "leave them out, or say with `unseen` what should stand there")
