@@ -9,7 +9,7 @@ from scipy import stats
 
 from spectral_core.core import ConfigError
 from spectral_core.simulate.histories import THETA, betas, t_age
-from spectral_core.simulate.priors import Prior, log_prior_ratio, redshift_sample
+from spectral_core.simulate.priors import Prior, log_prior_ratio
 
 PRIORS = [Prior(kind, burst) for kind in ("flat", "code") for burst in ("conditional", "code")]
 each_prior = pytest.mark.parametrize("prior", PRIORS, ids=lambda p: f"{p.kind}-{p.burst}")
@@ -132,10 +132,3 @@ def test_prior_survives_json():
     prior = Prior("code", dust2=(0.0, 2.0))
     assert Prior.from_dict({k: list(v) if isinstance(v, tuple) else v for k, v in prior.to_dict().items()}) == prior
     assert prior.fingerprint() != Prior().fingerprint()
-
-
-def test_redshifts_of_the_paper_are_uniform():
-    z = redshift_sample(10_000, seed=1, kind="paper")
-    assert stats.kstest(z.numpy(), stats.uniform(0, 0.2).cdf).pvalue > 1e-3
-    assert (redshift_sample(10, seed=1, kind="paper") == z[:10]).all()
-    with pytest.raises(ConfigError, match="paper"): redshift_sample(3, kind="papre")

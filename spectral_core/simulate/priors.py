@@ -5,17 +5,14 @@
 # %% ../../nbs/31_simulate.priors.ipynb #37c2e7d5
 from __future__ import annotations
 from dataclasses import dataclass
-from functools import lru_cache
 from math import log10
-import numpy as np
 import torch
-from safetensors.numpy import load_file
 from torch import Tensor
-from ..core import Config, ConfigError, DataError, assets_dir, generator
+from ..core import Config, ConfigError, generator
 from .histories import THETA, t_age
 
 # %% auto #0
-__all__ = ['Prior', 'log_prior_ratio', 'redshift_sample']
+__all__ = ['Prior', 'log_prior_ratio']
 
 # %% ../../nbs/31_simulate.priors.ipynb #ddc0cd34
 @dataclass(frozen=True)
@@ -104,19 +101,3 @@ def log_prior_ratio(theta: Tensor, z: Tensor | float, new: Prior, old: Prior) ->
         raise ConfigError("bursts before the beginning (burst='code') were never drawn under burst='conditional'")
     before, after = old.log_prob(theta, z), new.log_prob(theta, z)
     return torch.where(before > -torch.inf, after - before, -torch.inf)
-
-# %% ../../nbs/31_simulate.priors.ipynb #5c05509b
-@lru_cache(maxsize=1)
-def _redshift_quantiles() -> np.ndarray:
-    path = assets_dir() / "nsa_photometry.safetensors"
-    if not path.exists(): raise DataError(f"{path} is missing: reinstall the package, or draw redshifts of kind 'paper'")
-    return load_file(path)["z_quantiles"].astype(float)
-
-
-def redshift_sample(n: int, seed: int = 0, kind: str = "nsa") -> Tensor:
-    "n redshifts (n,) float64, row i independent of n: as in the NASA-Sloan Atlas ('nsa'), or uniform to 0.2 ('paper'); else ConfigError."
-    if kind not in ("nsa", "paper"): raise ConfigError(f"redshifts are of kind 'nsa' or 'paper', not {kind!r}")
-    share = generator("redshifts", seed).random(n)
-    if kind == "paper": return torch.as_tensor(0.2 * share)
-    quantiles = _redshift_quantiles()
-    return torch.as_tensor(np.interp(share, np.linspace(0, 1, len(quantiles)), quantiles))
