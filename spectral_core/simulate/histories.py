@@ -67,12 +67,12 @@ def _age_table() -> Tensor:
 def t_age(z: Tensor | float) -> Tensor:
     "Age of the universe in Gyr at redshift z, any shape, in z's precision (Planck13); DataError outside −0.05 < z < 3."
     z = torch.as_tensor(z, dtype=None if isinstance(z, Tensor) else torch.float64)
-    position = (z.double() - _FIRST) / _STEP
+    position = (z - _FIRST) / _STEP
     outside = ~((position >= 0) & (position <= _N - 1))
     if outside.any():
         raise DataError(f"{int(outside.sum())} redshifts are not between -0.05 and 3, the first is {z[outside][0].item()}: leave them out")
-    table, low = _age_table().to(z.device), position.long().clamp(max=_N - 2)
-    return torch.lerp(table[low], table[low + 1], position - low).to(z.dtype)
+    table, low = _age_table().to(z), position.long().clamp(max=_N - 2)
+    return torch.lerp(table[low], table[low + 1], position - low)
 
 # %% ../../nbs/30_simulate.histories.ipynb #bb24c79b
 def bin_edges(z: Tensor | float) -> Tensor:
