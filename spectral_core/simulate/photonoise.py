@@ -16,12 +16,12 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from ..archives.nsa import DETECTED, nsa_photometry, read_nsa
-from ..core import DataError, assets_dir, atomic_write
+from ..core import DataError, assets_dir, atomic_write, seed_from
 from .counter import hashed_bits, hashed_normals, hashed_uniforms
 
 # %% auto #0
 __all__ = ['FLOORS', 'WIDE_SHARE', 'R_SPAN', 'Z_SPAN', 'MAX_SIGMA', 'make_nsa_noise', 'nsa_noise', 'catalogue_redshift',
-           'catalogue_r', 'robust_errors', 'noisy_magnitudes', 'paper_errors', 'paper_magnitudes']
+           'redshift_sample', 'catalogue_r', 'robust_errors', 'noisy_magnitudes', 'paper_errors', 'paper_magnitudes']
 
 # %% ../../nbs/34_simulate.photonoise.ipynb #2a9cf764
 FLOORS = (0.05, 0.02, 0.02, 0.02, 0.03)
@@ -86,6 +86,11 @@ def _mixed_quantile(known: Tensor, u: Tensor, span: tuple[float, float]) -> Tens
 def catalogue_redshift(u: Tensor) -> Tensor:
     "Redshifts (n,) for uniform deviates u (n,): the atlas' distribution, and 15 % uniform over Z_SPAN."
     return _mixed_quantile(nsa_noise()["z_quantiles"].to(u.device), u, Z_SPAN)
+
+
+def redshift_sample(n: int, seed: int = 0) -> Tensor:
+    "n redshifts (n,) float64 of `catalogue_redshift`; row i depends on the seed, not on n."
+    return catalogue_redshift(hashed_uniforms(torch.arange(n) + (seed_from("redshifts", seed) >> 1), 1)[:, 0])
 
 
 def catalogue_r(u: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from .counter import hashed_bits, hashed_normals, hashed_uniforms
 from .histories import THETA
 from .photonoise import catalogue_r, catalogue_redshift, nsa_noise, paper_errors, paper_magnitudes, robust_errors
 from .priors import Prior
+from .provabgs import load_provabgs
 
 # %% auto #0
 __all__ = ['SEDModel', 'Shapes', 'draw_shapes', 'Seen', 'Recipe', 'PhotometricSample', 'mock_photometry']
@@ -57,7 +58,7 @@ def draw_shapes(model: SEDModel, prior: Prior, z: Tensor, seeds: Tensor, dtype: 
 
 # %% ../../nbs/36_simulate.photosurvey.ipynb #789b93ef
 _ANCHORS = (2, 3, 1, 4, 0)
-_LIMIT_REACH = 2.5  # mag by which limits are drawn brighter or fainter than the galaxy is expected to be
+_LIMIT_REACH = 3.0  # mag by which limits are drawn brighter or fainter than the galaxy is expected to be
 _SOFTNESS = (0.08, 1.25)
 
 
@@ -104,6 +105,7 @@ def _observe(shapes: Shapes, seeds: Tensor, prior: Prior, missing: float, limits
     kept = (true + softness * noise > limit) | (state != LIMIT)
     low, high = prior.log_mstar
     valid = kept.all(1) & (log_mstar >= low) & (log_mstar <= high) & detected.any(1) & ((state != MISSING).sum(1) >= MIN_BANDS)
+    valid &= true.isfinite().all(1)
     mags = torch.where(detected, true + sigma * noise, torch.where(state == LIMIT, limit, 0))
     sigma = torch.where(detected, sigma, torch.where(state == LIMIT, softness, 1))
     return Seen(log_mstar, mags, sigma, state, valid)
@@ -232,7 +234,7 @@ def mock_photometry(
     "n mock galaxies of the atlas with their parameters; row i depends on the seed (and z[i]), not on n. ConfigError, RunError where impossible."
     if n < 1: raise ConfigError(f"a mock has n ≥ 1 rows, not {n}")
     if z is not None and len(z) != n: raise ConfigError(f"{len(z)} redshifts were given for {n} galaxies")
-    recipe, model = Recipe(prior or Prior(), noise, missing, limits), model or _default_model()
+    recipe, model = Recipe(prior or Prior(), noise, missing, limits), model or load_provabgs("ssp")
     given = None if z is None else torch.as_tensor(z, dtype=torch.float64, device=device)
 
     def propose(seeds: Tensor, rows: Tensor, attempt: int) -> Shapes:
@@ -246,9 +248,3 @@ def mock_photometry(
         parts = [_settle(rows, propose, recipe, seed_from("photometry", seed))[0] for rows in tqdm(blocks, "mock photometry", disable=not progress)]
     columns = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(PhotometricSample)[:6]}
     return PhotometricSample(**columns, first=Shapes(*(torch.cat(v) for v in zip(*(part.first for part in parts)))), recipe=recipe)
-
-
-def _default_model() -> SEDModel:
-    from spectral_core.simulate.provabgs import load_provabgs
-
-    return load_provabgs("ssp")
