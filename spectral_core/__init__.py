@@ -57,6 +57,6 @@ _HOME = {
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
-    submodules=["archives", "models", "simulate", "spectra", "analysis", "figures"],
+    submodules=["archives", "models", "simulate", "spectra", "analysis", "inference", "figures"],
     submod_attrs=_HOME,
 )
