@@ -16,7 +16,7 @@ from ..manifest import fetch
 from ..spectra.wavelength import Grid, shift_rows
 
 # %% auto #0
-__all__ = ['Filters', 'load_filters', 'planck_distance', 'pixel_means', 'to_nanomaggies', 'maggies', 'Photometer']
+__all__ = ['SOLAR_AT_MPC', 'Filters', 'load_filters', 'planck_distance', 'pixel_means', 'to_nanomaggies', 'maggies', 'Photometer']
 
 # %% ../../nbs/31_simulate.filters.ipynb #9e50bce1
 _AB = 3631e-23 * 2.99792458e18  # f_λ λ² of magnitude 0, erg/s/cm² Å
@@ -116,7 +116,7 @@ def load_filters(names: str | Path | Sequence[str | Path] = "sdss2010") -> Filte
     return Filters(tuple(found), *(tuple(curve[i] for curve in found.values()) for i in (0, 1)))
 
 # %% ../../nbs/31_simulate.filters.ipynb #31404161
-_UNIT = 3.846e33 / (4 * np.pi * 3.0856776e24**2)  # L☉ at 1 Mpc in erg/s/cm²
+SOLAR_AT_MPC = 3.846e33 / (4 * np.pi * 3.0856776e24**2)  # L☉ at 1 Mpc in erg/s/cm²
 _Z_STEP, _Z_NODES = 5e-4, 4001
 
 
@@ -162,7 +162,7 @@ def maggies(luminosity: np.ndarray, edges: np.ndarray, z: float | np.ndarray, fi
         raise SpectrumError(f"bands from {low:.0f} to {high:.0f} Å at z = {z.min():.4f} to {z.max():.4f} leave "
                             f"the spectrum of {edges[0]:.0f} to {edges[-1]:.0f} Å")
     distance = planck_distance(torch.as_tensor(z)).numpy()
-    scale = _UNIT / (distance**2 * (1 + z))
+    scale = SOLAR_AT_MPC / (distance**2 * (1 + z))
     return np.einsum("...bl,nl->nb" if z.ndim == 0 else "nbl,nl->nb", filters.weights(edges, z), luminosity) * scale[..., None]
 
 # %% ../../nbs/31_simulate.filters.ipynb #c5eb85af
@@ -175,7 +175,7 @@ class Photometer:
         start, stop = int(np.floor(grid.pixel(low))), int(np.ceil(grid.pixel(high))) + 1
         self.filters, self.grid, self._start = filters, grid, start
         observed = Grid("log", grid.first + start * grid.step, grid.step, stop - start)
-        self._weights = torch.as_tensor(filters.weights(observed.edges).T * _UNIT)  # (m, B) float64
+        self._weights = torch.as_tensor(filters.weights(observed.edges).T * SOLAR_AT_MPC)  # (m, B) float64
 
     @property
     def z_range(self) -> tuple[float, float]:
@@ -197,10 +197,11 @@ class Photometer:
 
         `first` is the pixel of the grid at which `light` begins, where only `rest_pixels` were computed. SpectrumError for z ≤ 0.
         """
-        shift = torch.log10(1 + z.double()) / self.grid.step
-        weights = self._weights.to(light.device)
-        seen = shift_rows(light, self._start - first - shift, len(weights))
-        unit = weights.abs().amax()
-        counts = seen @ (weights / unit).to(light.dtype)
-        fainter = 5 * torch.log10(planck_distance(z.double())) + 2.5 * torch.log10((1 + z.double()) / unit)
+        fainter, weights = 5 * torch.log10(planck_distance(z.double())), self._weights.to(light.device)
+        start = self._start - first - torch.log10(1 + z.double()) / self.grid.step
+        if start.min() < 0 or start.max() > light.shape[1] - len(weights):
+            raise SpectrumError(f"at z = {z.min():.4f} to {z.max():.4f} the bands leave the {light.shape[1]} pixels from {first} on of the {self.grid}")
+        unit = weights.amax()
+        counts = shift_rows(light, start, len(weights)) @ (weights / unit).to(light.dtype)
+        fainter = fainter + 2.5 * torch.log10((1 + z.double()) / unit)
         return -2.5 * torch.log10(counts) + fainter[:, None].to(light.dtype)

@@ -5,117 +5,20 @@
 # %% ../../nbs/33_simulate.provabgs.ipynb #d1498eb0
 from __future__ import annotations
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 from ..core import ConfigError, SpectrumError, nearest
-from .dust import attenuation
 from .emulators import WAVE_MIN, EmulatorLight, SurvivingMass, burst_network, provabgs_file
-from .filters import Filters, Photometer, load_filters, pixel_means
-from .histories import LOOKBACK_EDGES, HistoryBases, Populations, derived, load_bases, star_formation
-from .ssp import AGE_EDGES, COARSE, FINE, SSPGrid, load_ssp
+from .filters import SOLAR_AT_MPC, Filters, Photometer, load_filters, pixel_means, planck_distance
+from .histories import HistoryBases, derived, load_bases, star_formation
+from .mixtures import BIN_AGES, PopulationLight, Stars, between, library_light
+from .ssp import COARSE
+from ..spectra.surveys import Survey, get_survey
 
 # %% auto #0
-__all__ = ['Stars', 'PopulationLight', 'Provabgs', 'load_provabgs']
-
-# %% ../../nbs/33_simulate.provabgs.ipynb #e85fdf7b
-_SOLAR = 0.02  # mass fraction of metals that BC03 calls solar
-
-
-@dataclass(frozen=True)
-class Stars:
-    "Populations at ages (A,) Gyr and log10 mass fractions of metals (K,): `light` (A, K, L) in L☉/Å and `living` (A, K) M☉, per M☉ formed."
-
-    age: Tensor
-    log_z: Tensor
-    light: Tensor
-    living: Tensor | None = None  # where another knows
-
-    def to(self, like: Tensor) -> Stars:
-        "The same table in the precision and on the device of `like`."
-        return Stars(*(None if v is None else v.to(like) for v in (self.age, self.log_z, self.light, self.living)))
-
-    def nodes(self, age: Tensor, metallicity: Tensor) -> tuple[Tensor, Tensor]:
-        "Rows (..., 4) of the flat table (A·K) and their weights (..., 4) for populations of `age` (...) Gyr and mass fraction of metals (...)."
-        i, f = _between(self.age.log10(), age.log10())
-        k, g = _between(self.log_z, metallicity.log10())
-        row = i * len(self.log_z) + k
-        rows = torch.stack([row, row + 1, row + len(self.log_z), row + len(self.log_z) + 1], -1)
-        return rows, torch.stack([(1 - f) * (1 - g), (1 - f) * g, f * (1 - g), f * g], -1)
-
-
-def _between(nodes: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    "Index of the node below x and the part of the way to the next, within [0, 1]."
-    low = (torch.searchsorted(nodes, x.detach().contiguous()) - 1).clamp(0, len(nodes) - 2)
-    return low, ((x - nodes[low]) / (nodes[low + 1] - nodes[low])).clamp(0, 1)
-
-# %% ../../nbs/33_simulate.provabgs.ipynb #47a0ce81
-_MIDDLE = 0.5 * (LOOKBACK_EDGES[1:] + LOOKBACK_EDGES[:-1])
-
-
-def _overlap() -> np.ndarray:
-    "Share (42, A) of each bin of LOOKBACK_EDGES that lies in each bin of AGE_EDGES."
-    cut = np.clip(LOOKBACK_EDGES[:, None], AGE_EDGES[:-1], AGE_EDGES[1:]) - AGE_EDGES[:-1]
-    return np.diff(cut, axis=0) / np.diff(LOOKBACK_EDGES)[:, None]
-
-
-def _stars_of(ssp: SSPGrid, light: Tensor) -> tuple[Stars, Stars]:
-    "The 42 bins, and single ages for the burst, of a library with `light` (K, A, L)."
-    overlap, log_z = torch.as_tensor(_overlap(), dtype=light.dtype), ssp.log_z + np.log10(_SOLAR)
-    binned = lambda x: torch.einsum("ba,ka...->bk...", overlap, x)
-    middle = torch.as_tensor(0.5 * (AGE_EDGES[1:] + AGE_EDGES[:-1])).to(light)
-    return (Stars(torch.as_tensor(_MIDDLE).to(light), log_z, binned(light), binned(ssp.living)),
-            Stars(middle, log_z, light.transpose(0, 1).contiguous(), ssp.living.T.contiguous()))
-
-# %% ../../nbs/33_simulate.provabgs.ipynb #8b18c338
-def _screen(wave: Tensor, dust2: Tensor, index: Tensor) -> Tensor:
-    "Part of the light (n, L) that the diffuse dust lets through."
-    return torch.exp(-attenuation(wave, dust2, index))
-
-
-class PopulationLight:
-    "Spectra as weights times a table: `bins` has the 42 ages of the smooth history, `bursts` any ages; wavelengths (L,) Å."
-
-    def __init__(self, wave: np.ndarray, bins: Stars, bursts: Stars, birth_cloud_myr: float = 10.0):
-        self.wave, self._tables = np.asarray(wave), {}
-        self._stars, self._birth = (bins, bursts), birth_cloud_myr / 1e3
-        self._n_young = int((LOOKBACK_EDGES[:-1] < self._birth).sum()) * len(bins.log_z)
-
-    def _cast(self, like: Tensor) -> tuple[Stars, Stars, Tensor]:
-        "The tables in the precision and on the device of `like`, made once."
-        key = (like.dtype, like.device)
-        if key not in self._tables:
-            self._tables[key] = (*(s.to(like) for s in self._stars), torch.as_tensor(self.wave).to(like))
-        return self._tables[key]
-
-    def _mixture(self, theta: Tensor, stars: Populations) -> tuple[Tensor, Tensor, Tensor]:
-        "Weights (n, 42·K) of the rows of the bins, and rows and weights (n, 4) of the burst."
-        bins, bursts, _ = self._cast(theta)
-        rows, parts = bins.nodes(stars.age, stars.metallicity)
-        parts = parts * stars.weights[..., None]
-        smooth = parts.new_zeros(len(theta), bins.light[..., 0].numel()).scatter_add(1, rows.flatten(1), parts.flatten(1))
-        rows, parts = bursts.nodes(theta[:, 5], stars.burst_metallicity)
-        return smooth, rows, parts * stars.burst[:, None]
-
-    def __call__(self, theta: Tensor, z: Tensor, stars: Populations) -> Tensor:
-        "Luminosities (n, L) in L☉/Å per M☉ formed, of theta (n, 11)."
-        bins, bursts, wave = self._cast(theta)
-        smooth, rows, parts = self._mixture(theta, stars)
-        light, split = bins.light.flatten(0, 1), self._n_young
-        young, old = smooth[:, :split] @ light[:split], smooth[:, split:] @ light[split:]
-        burst = embedding_bag(rows, bursts.light.flatten(0, 1), per_sample_weights=parts, mode="sum")
-        veiled = (theta[:, 5] < self._birth).to(burst)[:, None]
-        cloud = torch.exp(-theta[:, 8:9] * (5500 / wave))
-        return (old + (1 - veiled) * burst + (young + veiled * burst) * cloud) * _screen(wave, theta[:, 9], theta[:, 10])
-
-    def living(self, theta: Tensor, z: Tensor, stars: Populations) -> Tensor:
-        "Mass (n,) of living stars and remnants per M☉ formed."
-        bins, bursts, _ = self._cast(theta)
-        smooth, rows, parts = self._mixture(theta, stars)
-        return smooth @ bins.living.flatten() + (bursts.living.flatten()[rows] * parts).sum(-1)
+__all__ = ['Provabgs', 'load_provabgs']
 
 # %% ../../nbs/33_simulate.provabgs.ipynb #af733f62
 _ROWS = 512  # galaxies at a time: their spectra stay in the processor's cache
@@ -155,6 +58,24 @@ class Provabgs:
         "Rest wavelengths (L,) in vacuum Å and luminosities (..., L) in L☉/Å of the whole galaxy; z sets its age."
         return self._fine.wave, _in_blocks(lambda t, z: self._light(self._fine, t, z) * 10 ** t[:, :1], theta, z)
 
+    def observed(self, theta: Tensor, z: Tensor | float, survey: str | Survey = "sdss") -> Tensor:
+        """Noise-free spectra (..., m) in 1e-17 erg/s/cm²/Å on a survey's pixels: stars alone, at the resolution of the library.
+
+        SpectrumError where the survey at z sees beyond the model's wavelengths.
+        """
+        wave, seen = torch.as_tensor(self._fine.wave), torch.as_tensor(get_survey(survey).grid.wave)
+
+        def some(theta: Tensor, z: Tensor) -> Tensor:
+            rest = seen.to(z.device) / (1 + z.double()[:, None])
+            if rest.min() < wave[0] or rest.max() > wave[-1]:
+                raise SpectrumError(f"pixels at {rest.min():.0f} to {rest.max():.0f} Å in the rest frame; {self.name!r} has {wave[0]:.0f} to {wave[-1]:.0f}")
+            low, part = between(wave.to(z.device), rest)
+            light = self._light(self._fine, theta, z)
+            scale = 1e17 * SOLAR_AT_MPC * 10 ** theta[:, 0].double() / (planck_distance(z.double()) ** 2 * (1 + z.double()))
+            return torch.lerp(light.gather(1, low), light.gather(1, low + 1), part.to(light)) * scale.to(light)[:, None]
+
+        return _in_blocks(some, theta, z)
+
     def derived(self, theta: Tensor, z: Tensor | float) -> dict[str, Tensor]:
         "`log_sfr_1gyr`, `log_z_mw`, `age_mw` of `histories.derived`, and `log_mstar_surviving` [M☉]: living stars and remnants; each (...)."
         living = _in_blocks(lambda t, z: self._light(self._living, t, z)[:, None], theta, z)[..., 0]
@@ -172,14 +93,6 @@ def _in_blocks(work: Callable, theta: Tensor, z: Tensor | float) -> Tensor:
 # %% ../../nbs/33_simulate.provabgs.ipynb #5cf55859
 _SOURCES = ("ssp", "matrix", "emulator", "fsps")
 
-
-def _library_light(name: str, pixels: slice | None, birth_cloud_myr: float) -> PopulationLight:
-    "Light of a library of chapter 1: on some pixels of COARSE, or on FINE."
-    ssp = load_ssp(name)
-    wave = FINE.wave if pixels is None else COARSE.wave[pixels]
-    light = ssp.stars if pixels is None else ssp.coarse_stars[..., pixels]
-    return PopulationLight(wave, *_stars_of(ssp, light), birth_cloud_myr)
-
 # %% ../../nbs/33_simulate.provabgs.ipynb #c77c2bea
 _N_TEMPLATE = 11  # bins that the template of young stars holds
 
@@ -189,29 +102,29 @@ def _published_stars(edges: np.ndarray | None) -> tuple[np.ndarray, Stars, Stars
     network = burst_network()
     with np.load(provabgs_file("young_template"), allow_pickle=False) as arrays:
         knots, template = arrays["log10_z_knots"], arrays["lum_per_msun"].astype(float)
-    step = (knots[-1] - knots[0]) / (len(knots) - 1) / 2
+    step = (knots[-1] - knots[0]) / (len(knots) - 1) / 4
     log_z = knots[-1] - step * np.arange(int((knots[-1] + 4.36) / step) + 1)[::-1]
     onto = (lambda light: light) if edges is None else partial(pixel_means, network.wave, edges=edges)
 
     def single(age: np.ndarray) -> np.ndarray:
         grid = np.stack(np.meshgrid(np.log10(age), log_z, indexing="ij"), -1).reshape(-1, 2)
         x = torch.tensor(np.column_stack([grid, np.zeros_like(grid)]), dtype=torch.float32)
-        with torch.no_grad(): light = torch.cat([network(some).exp() for some in x.split(256)])
-        return onto(light.double().numpy()).reshape(len(age), len(log_z), -1)
+        with torch.no_grad(): light = [onto(network(some).exp().double().numpy()).astype(np.float32) for some in x.split(_ROWS)]
+        return np.concatenate(light).reshape(len(age), len(log_z), -1)
 
     between = np.clip(np.interp(log_z, knots, np.arange(len(knots))), 0, len(knots) - 1)
     low = np.minimum(between.astype(int), len(knots) - 2)
     young = onto(template[low] + (between - low)[:, None] * (template[low + 1] - template[low]))
-    bins = np.concatenate([np.broadcast_to(young, (_N_TEMPLATE, *young.shape)), single(_MIDDLE[_N_TEMPLATE:])])
+    bins = np.concatenate([np.broadcast_to(young, (_N_TEMPLATE, *young.shape)), single(BIN_AGES[_N_TEMPLATE:])])
     ages = 10 ** np.arange(-2, 1.131, 0.025)
     table = lambda age, light: Stars(*(torch.tensor(v, dtype=torch.float32) for v in (age, log_z, light)))
     wave = network.wave if edges is None else 0.5 * (edges[1:] + edges[:-1])
-    return wave, table(_MIDDLE, bins), table(ages, single(ages))
+    return wave, table(BIN_AGES, bins), table(ages, single(ages))
 
 # %% ../../nbs/33_simulate.provabgs.ipynb #a864c6cf
 def _light(source: str, pixels: slice | None, birth_cloud_myr: float) -> Callable:
     "Light of a source on some pixels of COARSE, or at its full resolution."
-    if source in ("ssp", "fsps"): return _library_light("mixed" if source == "ssp" else source, pixels, birth_cloud_myr)
+    if source in ("ssp", "fsps"): return library_light("mixed" if source == "ssp" else source, pixels, birth_cloud_myr)
     edges = None if pixels is None else COARSE.edges[pixels.start : pixels.stop + 1]
     if source == "emulator": return EmulatorLight(edges)
     wave, bins, bursts = _published_stars(edges)
