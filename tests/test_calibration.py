@@ -211,6 +211,15 @@ def test_equal_samples_can_not_be_told_apart(kind):
     assert c2st(a, b + 3 * np.sqrt(np.diag(PROBLEM.covariance)), classifier=kind).accuracy > 0.99
 
 
+@pytest.mark.parametrize("shift", [0.1, 0.3])
+def test_accuracy_is_below_the_best_possible_and_near_it(shift):
+    "Two normals of one covariance, a Mahalanobis distance d apart, are told apart with Φ(d/2) at best."
+    sigma = shift * np.sqrt(np.diag(PROBLEM.covariance))
+    best = stats.norm.cdf(0.5 * np.sqrt(sigma @ np.linalg.solve(PROBLEM.covariance, sigma)))
+    told = c2st(PROBLEM.sample(X[:1], 1000, seed=1)[0], PROBLEM.sample(X[:1], 1000, seed=2, shift=shift)[0])
+    assert best - 0.06 < told.accuracy < best + 3 * told.error
+
+
 def test_repeats_unequal_numbers_and_shared_draws_do_not_mislead():
     a, b = (PROBLEM.sample(X[:1], 1000, seed=seed)[0] for seed in (1, 2))
     for told in (c2st(a, np.repeat(b[:250], 20, axis=0)), c2st(a, b[:150]), c2st(np.r_[a, b], b)):
