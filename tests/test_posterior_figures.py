@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from astropy.table import Table
 from matplotlib.colors import to_hex
 from scipy import stats
 
@@ -102,9 +103,10 @@ def test_masses_show_the_difference_and_its_steps():
     mass = rng.normal(10, 0.5, 2000)
     ours = mass + 0.2 + rng.normal(0, 0.05, 2000)
     ours[3] = np.nan
-    figure = drawn(posteriors.plot_masses(mass, ours, np.full(2000, 0.1), steps={"printed": ours - mass, "h": ours - mass - 0.2}))
+    steps = Table({"step": ["printed", "h"], "offset": [0.2, -0.01], "scatter": [0.05, 0.04]})
+    figure = drawn(posteriors.plot_masses(mass, ours, np.full(2000, 0.1), steps=steps))
     assert np.allclose(figure.axes[1].lines[1].get_ydata(), 0.2, atol=0.02)
-    assert [abs(float(t.get_text()[:5])) for t in figure.axes[2].texts] == pytest.approx([0.2, 0], abs=0.011)
+    assert [t.get_text() for t in figure.axes[2].texts] == ["+0.20 ± 0.05", "-0.01 ± 0.04"]
     assert len(drawn(posteriors.plot_masses(mass, ours, np.full(2000, 0.1))).axes) == 2
 
 

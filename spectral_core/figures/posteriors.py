@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
+from astropy.table import Table
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -29,6 +31,7 @@ NAMED = {
     "log_gamma2": r"$\log\,\gamma_2$", "dust1": r"$\tau_\mathrm{BC}$", "dust2": r"$\tau_\mathrm{ISM}$", "dust_index": r"$n_\mathrm{dust}$",
     "log_mstar_surviving": r"$\log\,M_\star/M_\odot$, surviving", "log_sfr_1gyr": r"log SFR ($M_\odot$/yr, 1 Gyr)",
     "log_z_mw": r"$\log\,Z_\mathrm{MW}$", "age_mw": r"$t_\mathrm{age,MW}$ (Gyr)", "z": "redshift",
+    **{band: rf"${band}$ (mag)" for band in "ugri"},  # the band z has the redshift's name: mag_z
     **{f"sigma_{band}": rf"$\sigma_{band}$ (mag)" for band in "ugriz"}, **{f"mag_{band}": rf"${band}$ (mag)" for band in "ugriz"},
 }  # fmt: skip
 
@@ -58,8 +61,8 @@ def _shades(color: str) -> dict[str, object]:
 
 
 def _limits(columns: Sequence[np.ndarray]) -> tuple[float, float]:
-    "A range that holds all but 0.2 % at either end of each sample."
-    ends = np.array([np.percentile(c, [0.2, 99.8]) for c in columns])
+    "A range that holds all but 0.4 % at either end of each sample."
+    ends = np.array([np.percentile(c, [0.4, 99.6]) for c in columns])
     low, high = ends[:, 0].min(), ends[:, 1].max()
     pad = 0.03 * (high - low) or 0.5
     return low - pad, high + pad
@@ -129,7 +132,7 @@ def plot_corner(
     figure = Picture(figsize=(size, size))
     for (name, d), color in reversed(list(zip(data.items(), COLORS))):
         w = np.full(len(d), 1 / len(d)) if name not in weights else np.asarray(weights[name], float) / np.sum(weights[name])
-        corner(d, 40, weights=w, fig=figure, color=color, range=limits, smooth=1.0, levels=(0.68, 0.95), plot_datapoints=False,
+        corner(d, 30, weights=w, fig=figure, color=color, range=limits, smooth=1.0, levels=(0.68, 0.95), plot_datapoints=False,
                plot_density=False, fill_contours=name == next(iter(data)), no_fill_contours=True, contourf_kwargs=_shades(color),
                labels=labels(names), truths=truth, truth_color=green, max_n_ticks=3, hist_kwargs={"density": True}, label_kwargs={"fontsize": 10})
     for k, ax in enumerate(figure.axes):
@@ -214,7 +217,7 @@ def plot_masses(
     median: np.ndarray,  # (n,) log10 Msun of the posteriors
     error: np.ndarray,  # (n,) half-widths, dex
     *,
-    steps: Mapping[str, np.ndarray] | None = None,  # conversion so far → ours − catalogue (n,)
+    steps: Table | None = None,  # of `mass_steps`: step, offset, scatter of ours − catalogue (dex)
     name: str = "NSA",
 ) -> Figure:
     "Masses of the posteriors against those of a catalogue, and what each step of the conversion does to their difference."
@@ -222,7 +225,8 @@ def plot_masses(
     use = np.isfinite(x) & np.isfinite(y)
     if not use.any(): raise DataError("nothing to draw: no galaxy has both masses")
     x, y, limits = x[use], y[use], _limits([x[use], y[use]])
-    figure, axes = new_figure(1, 2 + bool(steps), (3.3 * (2 + bool(steps)), 3.2))
+    panels = 2 if steps is None else 3
+    figure, axes = new_figure(1, panels, (3.3 * panels, 3.2))
     left, middle = axes[0, :2]
     left.hexbin(x, y, gridsize=45, extent=(*limits, *limits), bins="log", cmap="Greys", mincnt=1, lw=0.1)
     left.plot(limits, limits, color=MODEL, lw=0.8, ls="--")
@@ -237,15 +241,14 @@ def plot_masses(
     middle.axhline(0, color=MODEL, lw=0.8, ls="--")
     reach = 1.1 * np.abs(np.percentile(y - x, [0.5, 99.5])).max()
     middle.set(xlim=limits, ylim=(-reach, reach), xlabel=f"{name} {NAMED['log_mstar']}", ylabel=f"ours − {name} (dex)")
-    if steps: _steps(axes[0, 2], steps, name)
+    if steps is not None: _steps(axes[0, 2], steps, name)
     return figure
 
 
-def _steps(ax: Axes, steps: Mapping[str, np.ndarray], name: str) -> None:
-    "Median and 16-84 % of differences, one row per step."
-    q = np.array([np.percentile(finite_values(v, step), [16, 50, 84]) for step, v in steps.items()])
-    ax.errorbar(q[:, 1], range(len(q)), xerr=np.abs(q[:, [0, 2]] - q[:, [1]]).T, fmt="o", ms=4, color=OTHER)
-    for i, (low, mid, high) in enumerate(q): ax.text(mid, i - 0.15, f"{mid:+.2f} ± {(high - low) / 2:.2f}", ha="center", va="bottom", fontsize=7)
+def _steps(ax: Axes, steps: Table, name: str) -> None:
+    "Offset and scatter after each step of the conversion, one row per step."
+    ax.errorbar(steps["offset"], range(len(steps)), xerr=steps["scatter"], fmt="o", ms=4, color=OTHER)
+    for i, row in enumerate(steps): ax.text(row["offset"], i - 0.15, f"{row['offset']:+.2f} ± {row['scatter']:.2f}", ha="center", va="bottom", fontsize=7)
     ax.axvline(0, color=MODEL, lw=0.8, ls="--")
-    ax.set_yticks(range(len(q)), list(steps))
-    ax.set(ylim=(len(q) - 0.4, -0.6), xlabel=f"ours − {name} (dex)")
+    ax.set_yticks(range(len(steps)), [fill(step, 20) for step in steps["step"]], fontsize=7)
+    ax.set(ylim=(len(steps) - 0.4, -0.6), xlabel=f"ours − {name} (dex)")
