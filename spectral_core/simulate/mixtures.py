@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 from .dust import calzetti
+from .filters import pixel_means
 from .histories import LOOKBACK_EDGES, Populations
-from .ssp import AGE_EDGES, COARSE, FINE, load_ssp
+from .ssp import AGE_EDGES, COARSE, FINE, SSPGrid, load_ssp
 
 # %% auto #0
 __all__ = ['BIN_AGES', 'Stars', 'between', 'PopulationLight', 'remnants', 'library_light']
@@ -125,11 +126,22 @@ def remnants(living: np.ndarray) -> np.ndarray:
 _SOLAR = 0.02  # mass fraction of metals that BC03 calls solar
 
 
+def _on_coarse(ssp: SSPGrid, pixels: slice) -> Tensor:
+    "Light (K, A, l) on some pixels of COARSE."
+    light = ssp.coarse_stars[..., pixels].clone()
+    edges = COARSE.edges[pixels.start : pixels.stop + 1]
+    inside = np.flatnonzero((edges[:-1] > FINE.wave[0]) & (edges[1:] < FINE.wave[-1]))
+    if len(inside):
+        means = pixel_means(FINE.wave, ssp.stars.flatten(0, 1).double().numpy(), edges[inside[0] : inside[-1] + 2])
+        light[..., inside] = torch.as_tensor(means).to(light).reshape(*light.shape[:2], -1)
+    return light
+
+
 def library_light(name: str, pixels: slice | None = None, birth_cloud_myr: float = 10.0) -> PopulationLight:
     "Light of the library `name` of `load_ssp`, on some pixels of COARSE or, without them, on FINE."
     ssp = load_ssp(name)
     wave = FINE.wave if pixels is None else COARSE.wave[pixels]
-    light = ssp.stars if pixels is None else ssp.coarse_stars[..., pixels]
+    light = ssp.stars if pixels is None else _on_coarse(ssp, pixels)
     surviving = ssp.living  # FSPS counts remnants already
     if name != "fsps": surviving = surviving + torch.as_tensor(remnants(surviving.numpy())).to(surviving)
     return PopulationLight(wave, *_stars_of(ssp.log_z + np.log10(_SOLAR), light, surviving), birth_cloud_myr)

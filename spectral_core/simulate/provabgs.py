@@ -5,7 +5,7 @@
 # %% ../../nbs/33_simulate.provabgs.ipynb #d1498eb0
 from __future__ import annotations
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 import numpy as np
 import torch
 from torch import Tensor
@@ -97,9 +97,10 @@ _SOURCES = ("ssp", "matrix", "emulator", "fsps")
 _N_TEMPLATE = 11  # bins that the template of young stars holds
 
 
-def _published_stars(edges: np.ndarray | None) -> tuple[np.ndarray, Stars, Stars]:
-    "Wavelengths, and light of the 42 bins and of single ages, from the published burst network and the template of young stars."
-    network = burst_network()
+@lru_cache(maxsize=2)
+def _published_stars(*pixels: int) -> tuple[np.ndarray, Stars, Stars]:
+    "Wavelengths, light of the 42 bins and of single ages, from the published burst network and template; on COARSE between two pixels, or as they come."
+    edges, network = (COARSE.edges[pixels[0] : pixels[1] + 1] if pixels else None), burst_network()
     with np.load(provabgs_file("young_template"), allow_pickle=False) as arrays:
         knots, template = arrays["log10_z_knots"], arrays["lum_per_msun"].astype(float)
     step = (knots[-1] - knots[0]) / (len(knots) - 1) / 4
@@ -125,10 +126,8 @@ def _published_stars(edges: np.ndarray | None) -> tuple[np.ndarray, Stars, Stars
 def _light(source: str, pixels: slice | None, birth_cloud_myr: float) -> Callable:
     "Light of a source on some pixels of COARSE, or at its full resolution."
     if source in ("ssp", "fsps"): return library_light("mixed" if source == "ssp" else source, pixels, birth_cloud_myr)
-    edges = None if pixels is None else COARSE.edges[pixels.start : pixels.stop + 1]
-    if source == "emulator": return EmulatorLight(edges)
-    wave, bins, bursts = _published_stars(edges)
-    return PopulationLight(wave, bins, bursts, birth_cloud_myr)
+    if source == "emulator": return EmulatorLight(None if pixels is None else COARSE.edges[pixels.start : pixels.stop + 1])
+    return PopulationLight(*_published_stars(*(() if pixels is None else (pixels.start, pixels.stop))), birth_cloud_myr)
 
 
 def load_provabgs(
