@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..core import DataError
-from .likelihood import FreePrior, SEDModel, predict
 from ..simulate.histories import betas
 from ..train import fit
 
@@ -63,19 +62,16 @@ class PhotometryEmulator(nn.Module):
 
 # %% ../../nbs/71_inference.emulator.ipynb #9a7b7529
 def fit_emulator(
-    model: SEDModel, prior: FreePrior, z: Tensor,  # (n,) redshifts of the training set: like those of the galaxies
-    *, n_epoch: int = 25, n_hidden: int = 128, seed: int = 0, device: str = "auto", progress: bool = False,
+    theta: Tensor, z: Tensor, mags: Tensor,  # (n, 11), (n,), (n, b): noise-free magnitudes of the model, drawn from the prior
+    *, n_epoch: int = 50, n_hidden: int = 128, seed: int = 0, device: str = "auto", progress: bool = False,
 ) -> PhotometryEmulator:
-    "A network of the model's magnitudes over the prior at redshifts like z (n,); an eleventh of the rows choose the best weights."
-    if len(z) < 1100 or not (z > 0).all(): raise DataError(f"an emulator needs at least 1100 redshifts above 0, not {len(z)} from {float(z.min()):g}")
-    free = torch.randn(len(z), 11, generator=torch.Generator().manual_seed(seed))
-    theta = prior.from_free(free, z)
-    with torch.no_grad(): mags = predict(model, theta[:, None], z)[:, 0]
+    "A network of the magnitudes, made to steer chains at redshifts like z; an eleventh of the rows choose the best weights."
     unit = mags + 2.5 * theta[:, :1] - 5 * torch.log10(z)[:, None].to(theta)
-    data = torch.cat([_features(theta, z), _differences(unit)], 1)
-    data, n = data[torch.isfinite(data).all(1)], len(z) // 11
-    emulator = PhotometryEmulator(mags.shape[1], n_hidden, seed=seed)
+    data = torch.cat([_features(theta, z), _differences(unit)], 1).float()
+    data = data[torch.isfinite(data).all(1)]
+    if len(data) < 1100: raise DataError(f"{len(data)} of {len(z)} rows are finite, at redshifts above 0: an emulator needs 1100")
+    emulator, n = PhotometryEmulator(mags.shape[1], n_hidden, seed=seed), len(data) // 11
     emulator.standardise(data[n:, :13], data[n:, 13:])
-    valid, train = ((part[:, :13].numpy(), part[:, 13:].numpy()) for part in (data[:n], data[n:]))
+    valid, train = ((part[:, :13].numpy(force=True), part[:, 13:].numpy(force=True)) for part in (data[:n], data[n:]))
     fit(emulator, train, valid, n_epoch=n_epoch, batch_size=512, lr=3e-3, seed=seed, device=device, progress=progress)
     return emulator.to(z.device).requires_grad_(False)

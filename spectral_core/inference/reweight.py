@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from math import log, pi
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from .likelihood import FreePrior, SEDModel, magnitude_log_likelihood, observed,
 from ..simulate.priors import Prior, log_prior_ratio
 
 # %% auto #0
-__all__ = ['pareto_smooth', 'Weights', 'importance_weights', 'resample', 'log_posterior_free', 'change_prior']
+__all__ = ['pareto_smooth', 'Weights', 'importance_weights', 'resample', 'log_posterior_free', 'FreePosterior', 'WeightedDraws',
+           'weighted_draws', 'change_prior']
 
 # %% ../../nbs/72_inference.reweight.ipynb #17c3e066
 def _pareto_fit(excess: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,6 +104,41 @@ def log_posterior_free(model: SEDModel, prior: FreePrior, free: Tensor, mags: Te
     theta = prior.from_free(rows, redshifts).reshape(free.shape)
     before = -0.5 * free.square().sum(-1) - 0.5 * free.shape[-1] * log(2 * pi)
     return magnitude_log_likelihood(predict(model, theta, seen.z), seen) + before
+
+# %% ../../nbs/72_inference.reweight.ipynb #a7f8e0d9
+class FreePosterior(Protocol):
+    "What proposes: draws in free coordinates (g, n, p), and their log-density (g, n)."
+
+    def sample_free(self, mags: Tensor, sigma: Tensor, state: Tensor | None, z: Tensor, n: int, seed: int) -> Tensor: ...
+
+    def log_prob_free(self, free: Tensor, mags: Tensor, sigma: Tensor, state: Tensor | None, z: Tensor) -> Tensor: ...
+
+
+class WeightedDraws(NamedTuple):
+    "Draws theta (g, n, p) of g galaxies, their log-likelihood (g, n), and their weights."
+
+    theta: Tensor
+    log_likelihood: Tensor
+    weights: Weights
+
+    @property
+    def best(self) -> Tensor:
+        "The draw (g, p) of the highest likelihood."
+        return self.theta[torch.arange(len(self.theta), device=self.theta.device), self.log_likelihood.argmax(1)]
+
+
+@torch.no_grad()
+def weighted_draws(
+    posterior: FreePosterior, model: SEDModel, prior: FreePrior, mags: Tensor, sigma: Tensor, state: Tensor | None, z: Tensor,
+    n: int = 10_000, *, seed: int = 0, smooth: bool = True,
+) -> WeightedDraws:
+    "n draws of the network for each of g galaxies, weighted towards the exact posterior."
+    seen = observed(mags, sigma, state, z)
+    free = posterior.sample_free(*seen, n, seed)
+    theta = prior.from_free(free.flatten(0, 1), seen.z.to(free.device).repeat_interleave(n)).reshape(free.shape)
+    like = magnitude_log_likelihood(predict(model, theta, seen.z), seen.to(theta))
+    before = -0.5 * free.square().sum(-1) - 0.5 * free.shape[-1] * log(2 * pi)
+    return WeightedDraws(theta, like, importance_weights(like + before, posterior.log_prob_free(free, *seen), smooth=smooth))
 
 # %% ../../nbs/72_inference.reweight.ipynb #883ab94a
 def change_prior(theta: Tensor, z: Tensor, old: Prior, new: Prior, weight: Tensor | None = None, *, smooth: bool = True) -> Weights:
