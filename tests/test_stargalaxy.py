@@ -21,6 +21,8 @@ from spectral_core.analysis.stargalaxy import (
     evidence,
     fisher_information,
     kind_of,
+    learned_pixels,
+    rebuilt,
     star_survey,
     tolerant_weight,
 )
@@ -272,15 +274,82 @@ def test_too_few_ordinary_spectra_cannot_calibrate(judge):
     assert all(isinstance(tail, TailCalibration) for tail in judge.tails.values())
 
 
+WIDE = Survey("wide", Grid("linear", 5000.0, 4.0, 1500), resolution=((5000,), (60,)), z_max=0.1)  # 37.5 blocks of 40 pixels
+
+
+def one_wide(learned=None, first=4000.0):
+    "A model that knows one spectrum, flat at 1, between 4000 and 12,000 Å at rest."
+    rest = Grid("linear", first, 4.0, 2000)
+    return Generative(Linear(torch.zeros(1, 2000), survey=WIDE, rest=rest), Gaussian(1), learned)
+
+
+def seen_wide(flux, ivar=25.0):
+    return Spectra(flux, np.full(flux.shape, ivar), np.zeros(len(flux)), WIDE, id=np.arange(len(flux)))
+
+
 def test_a_broad_misfit_shows_where_single_pixels_hide_it():
-    "White noise gives 1 in blocks as in pixels; a third of the noise over forty pixels raises only the blocks."
-    model = Generative(Linear(0 * components(1, 2)), Gaussian(1))
-    rng = np.random.default_rng(3)
-    noise = 1 + rng.normal(size=(400, SURVEY.grid.n)) / 5
-    bump = noise + np.where(np.abs(np.arange(SURVEY.grid.n) - 40) < 20, 0.3 / 5, 0)
-    plain, wrong = (evidence(model, spectra(400, flux=flux), floor=0.0) for flux in (noise, bump))
-    assert np.mean(plain["chi2_broad"]) == pytest.approx(1, abs=0.15)
-    sigma = [(np.mean(wrong[c]) - np.mean(plain[c])) / np.std(plain[c]) for c in ("chi2_broad", "chi2_valid")]
-    assert sigma[0] > 2 * sigma[1] > 0
-    bright = evidence(model, spectra(400, flux=bump, ivar=1e8), floor=0.04)
+    "White noise gives 1 in blocks as in pixels; half of the noise over 160 Å raises only the blocks."
+    noise = 1 + np.random.default_rng(3).normal(size=(400, 1500)) / 5
+    bump = noise + np.where(np.abs(np.arange(1500) - 700) < 20, 0.5 / 5, 0)
+    plain, wrong = (evidence(one_wide(), seen_wide(flux), floor=0.0) for flux in (noise, bump))
+    assert np.mean(plain["chi2_broad"]) == pytest.approx(36 / 38, abs=0.05)  # two of the blocks' freedoms are fitted
+    assert np.mean(plain["chi2_shape"]) == pytest.approx(1498 / 1500, abs=0.01)
+    sigma = [(np.mean(wrong[c]) - np.mean(plain[c])) / np.std(plain[c]) for c in ("chi2_broad", "chi2_shape")]
+    assert sigma[0] > 4 * sigma[1] > 0
+    bright = evidence(one_wide(), seen_wide(bump, 1e8), floor=0.04)
     assert np.max(bright["chi2_broad"]) < 10  # a percent of calibration is forgiven, whatever the S/N
+
+
+def test_amplitude_and_slope_are_no_misfit_but_a_wave_is():
+    x = np.linspace(-1, 1, 1500)
+    noise = np.random.default_rng(5).normal(size=(50, 1500)) / 5
+    found = {k: evidence(one_wide(), seen_wide(shape + noise), floor=0.0) for k, shape in
+             {"flat": 1 + 0 * x, "tilted": 1.3 + 0.5 * x, "wave": 1 + 0.3 * np.sin(12 * x)}.items()}
+    for column in ("chi2_shape", "chi2_broad"):
+        mean = {k: float(np.mean(t[column])) for k, t in found.items()}
+        assert mean["tilted"] == pytest.approx(mean["flat"], rel=0.1) and mean["wave"] > 1.5 * mean["flat"]
+    assert np.mean(found["tilted"]["chi2_valid"]) > 3, "the reconstruction itself is wrong, and chi2_valid says so"
+
+
+def test_what_was_not_learned_is_no_part_of_any_verdict():
+    "A spike of the decoder in a pixel that training never showed: the pixel costs 1, whatever the spike."
+    learned = torch.ones(2000, dtype=torch.bool)
+    learned[1000:1100] = False
+    data = seen_wide(1 + np.random.default_rng(7).normal(size=(5, 1500)) / 5)
+    spiked, plain = (one_wide(learned, 4002.0) for _ in range(2))  # observed pixels fall between two at rest
+    spiked.model.mean[1000:1100] = 50.0
+    known, smooth, wild = evidence(spiked, data), evidence(plain, data), evidence(spiked._replace(learned=None), data)
+    for column in ("log_likelihood", "log_evidence", "chi2_valid", "chi2_shape", "chi2_broad"):
+        np.testing.assert_allclose(known[column], smooth[column], rtol=1e-6)
+    assert (wild["chi2_shape"] > 10 * known["chi2_shape"]).all()
+    inside = (WIDE.grid.wave > 7998) & (WIDE.grid.wave < 8402)
+    model = rebuilt(spiked, data.replace(flag=np.array([0, 0, 0, 0, int(Flag.NODATA)], np.int32)))
+    assert np.isnan(model[:4, inside]).all() and np.allclose(model[:4, ~inside], 1) and np.isnan(model[4]).all()
+    weight = tolerant_weight(data.to("cpu")).numpy()
+    cost = (weight * (data.flux - 1) ** 2)[:, ~inside].sum(1) + inside.sum()
+    np.testing.assert_allclose(evidence(spiked, data, worst=np.inf)["log_likelihood"], -0.5 * cost, rtol=1e-4)
+
+
+def test_drawn_evidence_leaves_out_what_was_not_learned():
+    learned = torch.ones(2000, dtype=torch.bool)
+    learned[1000:1100] = False
+    data, spiked = seen_wide(1 + np.random.default_rng(7).normal(size=(3, 1500)) / 5), one_wide(learned)
+    spiked.model.mean[1000:1100] = 50.0
+    known, smooth = (drawn_evidence(m._replace(flow=Sampled(1)), data, n_draw=8) for m in (spiked, one_wide(learned)))
+    np.testing.assert_allclose(known, smooth, rtol=1e-6)
+    assert (known > drawn_evidence(spiked._replace(flow=Sampled(1), learned=None), data, n_draw=8) + 100).all()
+
+
+def test_a_rest_pixel_is_learned_from_enough_spectra():
+    "Counted by hand at redshift 0, where rest and observed pixels agree; a moved spectrum shows others."
+    mask = np.zeros((6, 1500), bool)
+    mask[:4, 100] = True  # shown by two
+    mask[:, 200] = True  # by none
+    data = Spectra(np.ones((6, 1500)), np.ones((6, 1500)), np.zeros(6), WIDE, mask=mask, id=np.arange(6))
+    model, first = one_wide().model, 250  # rest pixel of 5000 Å
+    count = lambda part, least: learned_pixels(model, part, least, batch_size=4).numpy()
+    assert count(data, 1).sum() == 1499 and count(data, 3).sum() == 1498 and not count(data, 7).any()
+    assert not count(data, 3)[first + 100] and count(data, 2)[first + 100] and not count(data, 1)[first + 200]
+    moved = count(data.replace(z=np.full(6, 0.05)), 1)
+    assert moved.nonzero()[0][0] == np.ceil((5000 / 1.05 - 4000) / 4)
+    assert not learned_pixels(model, data[:0], 1).any()

@@ -21,12 +21,12 @@ from ..predict import check_grid, in_batches
 from ..spectra.container import Batch, Spectra
 from ..spectra.preprocessing import normalise
 from ..spectra.surveys import Survey, get_survey
-from ..spectra.wavelength import resample_rest
+from ..spectra.wavelength import Grid, resample_rest
 
 # %% auto #0
 __all__ = ['ERROR_FLOOR', 'WORST_PIXEL', 'BROAD', 'VELOCITIES', 'STAR_Z', 'KINDS', 'Generative', 'tolerant_weight',
-           'fisher_information', 'evidence', 'star_survey', 'as_stars', 'drawn_evidence', 'compare', 'kind_of',
-           'StarGalaxy']
+           'fisher_information', 'learned_pixels', 'rebuilt', 'evidence', 'star_survey', 'as_stars', 'drawn_evidence',
+           'compare', 'kind_of', 'StarGalaxy']
 
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #8422562a
 class Generative(NamedTuple):
@@ -34,6 +34,7 @@ class Generative(NamedTuple):
 
     model: nn.Module
     flow: nn.Module
+    learned: Tensor | None = None  # (L,) bool: `learned_pixels`; None stands for all
 
 
 ERROR_FLOOR = 0.04  # of the median flux: what an autoencoder trained with this floor may be wrong by
@@ -59,41 +60,95 @@ def fisher_information(model: nn.Module, latents: Tensor, z: Tensor, weight: Ten
     return (jacobian * weight[:, None]) @ jacobian.mT
 
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #8d72bf16
+def learned_pixels(model: nn.Module, training: Spectra, least: int | None = None, batch_size: int = 256) -> Tensor:
+    "Rest pixels (L,) bool that `least` training spectra show, or more; default: twice the decoder's last hidden width."
+    least, count = 2 * model.config.hidden[-1] if least is None else least, torch.zeros(model.rest.n)
+    for start in range(0, len(training), batch_size):
+        _, weight, z = training[start : start + batch_size].to("cpu")
+        hidden, inside = resample_rest((weight <= 0).float(), model.survey.grid, model.rest, 1 / (1 + z) - 1)
+        count += (inside & (hidden < 1e-6)).sum(0)
+    return count >= least
+
+
+def _decoded(maker: Generative, latents: Tensor) -> Tensor:
+    "Rest spectra (n, L), NaN in the pixels that were not learned."
+    rest = maker.model.decode(latents).float()
+    return rest if maker.learned is None else torch.where(maker.learned.to(rest.device), rest, torch.nan)
+
+
+def _observed(model: nn.Module, rest: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    "Rest spectra (n, L) seen at `z` (n,): values (n, m), 0 where the model knows nothing, and where it does (n, m) bool."
+    seen, inside = model.observe(rest, z)
+    covered = inside & seen.isfinite()
+    return torch.where(covered, seen, 0), covered
+
+
+def rebuilt(maker: Generative, spectra: Spectra, *, batch_size: int = 256, device: str = "auto") -> np.ndarray:
+    "Reconstructions (n, m) in units of the normalisation, NaN where the model has learned nothing and for flagged spectra."
+    check_grid(maker.model, spectra)
+    device, good, out = pick_device(device), np.flatnonzero(spectra.good), np.full(spectra.flux.shape, np.nan)
+    maker.model.to(device).eval()
+
+    def some(rows: slice) -> np.ndarray:
+        batch = spectra[good[rows]].to(device)
+        with torch.no_grad(): seen, covered = _observed(maker.model, _decoded(maker, maker.model.encode(*batch)), batch.z)
+        return torch.where(covered, seen, torch.nan).cpu().numpy()
+
+    if len(good): out[good] = np.concatenate(in_batches(some, len(good), batch_size))
+    return out
+
+# %% ../../nbs/68_analysis.stargalaxy.ipynb #608f60c9
 WORST_PIXEL = 5.0  # sigma
-BROAD = 50  # pixels, 40 Å of DESI's: broad lines and steps between arms are wider
+BROAD = 160.0  # Å: twice the FWHM of a broad line of 5000 km/s at 5000 Å
 
 
 def _chi2(model: nn.Module, rest: Tensor, batch: Batch, z: Tensor, weight: Tensor, worst: float = np.inf) -> Tensor:
     "χ² (n,) of rest spectra (n, L) seen at `z` (n,): at most worst² a pixel, and 1 for each that the model does not cover."
-    seen, inside = model.observe(rest, z)
+    seen, covered = _observed(model, rest, z)
     each = (weight * (batch.flux - seen).square()).clamp(max=worst**2)
-    return torch.where(inside, each, (weight > 0).to(weight.dtype)).sum(1)
+    return torch.where(covered, each, (weight > 0).to(weight.dtype)).sum(1)
 
 
-def _broad(batch: Batch, seen: Tensor, inside: Tensor, floor: float, width: int) -> Tensor:
+def _tilted(flux: Tensor, weight: Tensor, seen: Tensor) -> Tensor:
+    "Models `seen` (n, m) times the straight line in wavelength that brings them nearest to `flux` under `weight` (n, m)."
+    x = torch.linspace(-1, 1, seen.shape[1], device=seen.device)
+    design = torch.stack([seen, x * seen], 1)
+    normal, target = (design * weight[:, None]) @ design.mT, design @ (weight * flux)[..., None]
+    return (design.mT @ (torch.linalg.pinv(normal, hermitian=True) @ target))[..., 0]
+
+
+def _broad(batch: Batch, seen: Tensor, weight: Tensor, floor: float, width: int) -> Tensor:
     "χ² (n,) of the mean residuals in blocks of `width` pixels, an error of `floor` added to each block; per block with data."
-    weight, pad = torch.where(inside, batch.weight, 0), -seen.shape[1] % width
-    blocks = (nn.functional.pad(x, (0, pad)).unflatten(1, (-1, width)).sum(2) for x in (weight * (batch.flux - seen), weight))
-    pull, power = blocks
+    padded = (nn.functional.pad(x, (0, -x.shape[1] % width)) for x in (weight * (batch.flux - seen), weight))
+    pull, power = (x.unflatten(1, (-1, width)).sum(2) for x in padded)
     some, mean = power > 0, pull / power.clamp(min=1e-30)
     each = mean.square() / (1 / power.clamp(min=1e-30) + (floor * _level(batch)).square())
     return torch.where(some, each, 0).sum(1) / some.sum(1).clamp(min=1)
 
 
+def _misfit(grid: Grid, batch: Batch, seen: Tensor, covered: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    "χ² (n,) with amplitude and slope free, per pixel that the model covers, and that of means over `BROAD`."
+    weight = torch.where(covered, batch.weight, 0)
+    free = _tilted(batch.flux, torch.where(covered, tolerant_weight(batch, floor), 0), seen)
+    shape = (weight * (batch.flux - free).square()).sum(1) / (weight > 0).sum(1).clamp(min=1)
+    return shape, _broad(batch, free, weight, floor, max(round(BROAD / np.diff(grid.wave).mean()), 1))
+
+
 def _terms(maker: Generative, batch: Batch, velocities: Sequence[float], floor: float, worst: float) -> Tensor:
-    "What `evidence` lists of a batch, (n, 7)."
-    model, flow = maker
+    "What `evidence` lists of a batch, (n, 8)."
+    model, flow, _ = maker
     latents = model.encode(*batch)
-    rest, weight = model.decode(latents).float(), tolerant_weight(batch, floor)
+    rest, weight = _decoded(maker, latents), tolerant_weight(batch, floor)
     shift = torch.as_tensor(np.asarray(velocities) / 299792.458).to(batch.z)
     found = torch.stack([_chi2(model, rest, batch, batch.z + v, weight, worst) for v in shift])
     best = found.argmin(0)
     z = batch.z + shift[best]
+    seen, covered = _observed(model, rest, z)
     prior = torch.diag(flow.scale.square().reciprocal())
-    spread = torch.logdet(fisher_information(model, latents, z, weight, 0.02 * flow.scale) + prior)
+    information = fisher_information(model, latents, z, torch.where(covered, weight, 0), 0.02 * flow.scale)
     plain, pixels = _chi2(model, rest, batch, z, batch.weight), (batch.weight > 0).sum(1).clamp(min=1)
-    broad = _broad(batch, *model.observe(rest, z), floor, BROAD)
-    terms = [flow.log_prob(latents), plain / weight.shape[1], plain / pixels, broad, z - batch.z, found.amin(0), spread]
+    misfit = _misfit(model.survey.grid, batch, seen, covered, floor)
+    terms = [flow.log_prob(latents), plain / weight.shape[1], plain / pixels, *misfit, z - batch.z, found.amin(0), torch.logdet(information + prior)]
     return torch.stack([term.double() for term in terms], 1)
 
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #e174c341
@@ -112,20 +167,21 @@ def evidence(
 ) -> Table:
     """Probability of spectra under a generative model, a row each; NaN for rows with a fatal flag.
 
-    Columns: log_prob of the latents, chi2_all and chi2_valid of the reconstruction, chi2_broad of its means over BROAD
-    pixels, velocity [km/s], log_likelihood (−½χ² with the error floor, and no pixel beyond `worst`) and log_evidence. SpectrumError where the grids differ.
+    Columns: log_prob of the latents, chi2_all and chi2_valid of the reconstruction, chi2_shape and chi2_broad with its
+    amplitude and slope free (per pixel and of means over BROAD), velocity [km/s], log_likelihood (−½χ² with the error
+    floor, and no pixel beyond `worst`) and log_evidence. SpectrumError where the grids differ.
     """
     check_grid(maker.model, spectra)
     device, n = pick_device(device), len(spectra)
-    maker = Generative(*(part.to(device).eval() for part in maker))
-    good, out = np.flatnonzero(spectra.good), np.full((n, 7), np.nan)
+    maker = maker._replace(model=maker.model.to(device).eval(), flow=maker.flow.to(device).eval())
+    good, out = np.flatnonzero(spectra.good), np.full((n, 8), np.nan)
 
     def some(rows: slice) -> np.ndarray:
         with torch.no_grad(): return _terms(maker, spectra[good[rows]].to(device), velocities, floor, worst).cpu().numpy()
 
     if len(good): out[good] = np.concatenate(in_batches(some, len(good), batch_size))
-    log_prob, chi2_all, chi2_valid, chi2_broad, dz, chi2, spread = out.T
-    table = Table({"log_prob": log_prob, "chi2_all": chi2_all, "chi2_valid": chi2_valid, "chi2_broad": chi2_broad})
+    *first, dz, chi2, spread = out.T
+    log_prob, table = first[0], Table(dict(zip(("log_prob", "chi2_all", "chi2_valid", "chi2_shape", "chi2_broad"), first)))
     table["velocity"] = dz * 299792.458
     table["velocity"].unit = "km / s"
     table["log_likelihood"] = -0.5 * chi2
@@ -148,11 +204,13 @@ def as_stars(spectra: Spectra) -> Spectra:
 
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #cddf14a1
 def _drawn(rest: Tensor, model: nn.Module, columns: np.ndarray, data: tuple[Tensor, ...], z: float) -> Tensor:
-    "Log of the mean likelihood (n,) of data (weight, weight·flux, Σ w f²) over decoded draws (K, L), all at one redshift."
-    weight, product, square = data
+    "Log of the mean likelihood (n,) of data (flux, weight) over decoded draws (K, L), all at one redshift."
+    flux, weight = data
     part = model.survey.grid.crop(*model.survey.grid.wave[columns[[0, -1]]])  # what nobody saw need not be placed
-    seen = resample_rest(rest, model.rest, part, torch.full((len(rest),), z, dtype=torch.float64))[0][:, columns - columns[0]]
-    power, overlap = weight @ seen.square().T, product @ seen.T  # (n, K)
+    seen, inside = (x[:, columns - columns[0]] for x in resample_rest(rest, model.rest, part, torch.full((len(rest),), z).double()))
+    covered = inside[0] & seen[0].isfinite()
+    seen, beyond, weight = torch.where(covered, seen, 0), ((weight > 0) & ~covered).sum(1), weight * covered
+    power, overlap, square = weight @ seen.square().T, (weight * flux) @ seen.T, (weight * flux.square()).sum(1) + beyond  # (n, K), (n, K), (n,)
     amplitude = overlap / power.clamp(min=1e-30)
     log_like = -0.5 * (square[:, None] - amplitude * overlap) - (amplitude * power.sqrt()).clamp(min=1e-30).log()
     return torch.where(amplitude > 0, log_like, -torch.inf).logsumexp(1) - log(len(rest))
@@ -169,13 +227,13 @@ def drawn_evidence(
 ) -> np.ndarray:
     "ln p(x|M) (n,) by draws of latents and a free amplitude, at the best of the velocities in km/s; NaN without any pixel."
     check_grid(maker.model, spectra)
-    model, flow = (part.to("cpu").eval() for part in maker)
+    model, flow = (part.to("cpu").eval() for part in maker[:2])
     columns = np.flatnonzero((spectra.weight > 0).any(axis=0))
     if not len(columns): return np.full(len(spectra), np.nan)
     flux, weight = (torch.as_tensor(part[:, columns], dtype=torch.float32) for part in (spectra.flux, spectra.weight))
     weight = tolerant_weight(Batch(flux, weight, None), floor)
-    data = weight, weight * flux, (weight * flux.square()).sum(1)
-    with torch.no_grad(): rest = model.decode(flow.sample(n_draw, seed=seed)).float()
+    data = flux, weight
+    with torch.no_grad(): rest = _decoded(maker, flow.sample(n_draw, seed=seed))
     out, empty = np.full(len(spectra), -np.inf), ~(weight > 0).any(1).numpy()
     for z in np.unique(spectra.z[~empty]):
         rows = np.flatnonzero((spectra.z == z) & ~empty)
@@ -201,7 +259,7 @@ def compare(galaxy: Generative, star: Generative, spectra: Spectra, *, velocitie
 # %% ../../nbs/68_analysis.stargalaxy.ipynb #8bfd67c6
 KINDS = ("galaxy", "star", "neither", "flagged")
 _RULES = {
-    "density": lambda t, name: t[f"log_prob_{name}"], "misfit": lambda t, name: -np.log(t[f"chi2_valid_{name}"]),
+    "density": lambda t, name: t[f"log_prob_{name}"], "misfit": lambda t, name: -np.log(t[f"chi2_shape_{name}"]),
     "broad": lambda t, name: -np.log(t[f"chi2_broad_{name}"]),
 }
 
