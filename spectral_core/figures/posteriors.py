@@ -248,7 +248,9 @@ def plot_masses(
 def _steps(ax: Axes, steps: Table, name: str) -> None:
     "Offset and scatter after each step of the conversion, one row per step."
     ax.errorbar(steps["offset"], range(len(steps)), xerr=steps["scatter"], fmt="o", ms=4, color=OTHER)
-    for i, row in enumerate(steps): ax.text(row["offset"], i - 0.15, f"{row['offset']:+.2f} ± {row['scatter']:.2f}", ha="center", va="bottom", fontsize=7)
+    behind = {"facecolor": "w", "edgecolor": "none", "pad": 1}
+    for i, (x, half) in enumerate(zip(steps["offset"], steps["scatter"])):
+        ax.text(x, i - 0.15, f"{x:+.2f} ± {half:.2f}", ha="center", va="bottom", fontsize=7, bbox=behind)
     ax.axvline(0, color=MODEL, lw=0.8, ls="--")
     ax.set_yticks(range(len(steps)), [fill(step, 20) for step in steps["step"]], fontsize=7)
     ax.set(ylim=(len(steps) - 0.4, -0.6), xlabel=f"ours − {name} (dex)")
