@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log, pi
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from astropy.table import Table
@@ -18,39 +15,13 @@ from tqdm import tqdm
 from ..archives.nsa import Photometry, clean_photometry
 from ..core import DataError, Flag
 from .calibration import quantiles
-from .likelihood import SEDModel, deviance, magnitude_log_likelihood, observed, predict
+from .likelihood import SEDModel, chi2
 from .npe import Posterior, load_posterior
-from .reweight import importance_weights
+from .reweight import weighted_draws
 from ..simulate.histories import PARAMETERS, parameters
 
 # %% auto #0
-__all__ = ['PROPERTIES', 'WeightedDraws', 'weighted_draws', 'property_draws', 'posterior_catalogue', 'posterior']
-
-# %% ../../nbs/74_inference.catalogue.ipynb #0dff5cb8
-class WeightedDraws(NamedTuple):
-    "Draws theta (g, n, 11) of g galaxies, weights (g, n) that sum to one, χ² (g, n) over the bands; the rest is (g,), as in `Weights`."
-
-    theta: Tensor
-    weight: Tensor
-    chi2: Tensor
-    effective: Tensor
-    k_hat: Tensor
-    log_evidence: Tensor
-
-
-@torch.no_grad()
-def weighted_draws(
-    posterior: Posterior, model: SEDModel, mags: Tensor, sigma: Tensor, state: Tensor | None, z: Tensor,  # (g, b) and (g,)
-    n: int = 10_000, *, seed: int = 0, extra: Tensor | None = None,  # further context (g, k)
-) -> WeightedDraws:
-    "`n` draws per galaxy from the network, weighted with the likelihood of `model`: its posterior, where `effective` is large enough."
-    seen = observed(mags, sigma, state, z)
-    free = posterior.sample_free(*seen, n, seed, extra)
-    theta = posterior.prior.from_free(free, seen.z.to(free)[:, None])
-    predicted, normal = predict(model, theta, seen.z), -0.5 * free.square().sum(-1) - 0.5 * free.shape[-1] * log(2 * pi)
-    target = magnitude_log_likelihood(predicted, seen).to(free) + normal
-    weights = importance_weights(target, posterior.log_prob_free(free, *seen, extra))
-    return WeightedDraws(theta, weights.weight, deviance(predicted, seen).square().sum(-1), *weights[1:4])
+__all__ = ['PROPERTIES', 'property_draws', 'posterior_catalogue', 'posterior']
 
 # %% ../../nbs/74_inference.catalogue.ipynb #dbee2748
 _DERIVED = ("log_mstar_surviving", "log_sfr_1gyr", "log_z_mw", "age_mw")
@@ -78,11 +49,12 @@ _QUANTILES = {"": 0.5, "_lo": 0.16, "_hi": 0.84}
 
 def _summary(posterior: Posterior, model: SEDModel, exact: SEDModel, seen: Sequence[Tensor], n: int, seed: int) -> dict[str, np.ndarray]:
     "Columns of one chunk of galaxies."
-    draws = weighted_draws(posterior, model, *seen, n, seed=seed)
+    draws = weighted_draws(posterior, model, posterior.prior, *seen, n, seed=seed)
+    best = chi2(model, draws.best[:, None], *seen)[:, 0]
     values = property_draws(exact, draws.theta, seen[3]).double().numpy(force=True)
-    summary = quantiles(values, list(_QUANTILES.values()), draws.weight.double().numpy(force=True))
+    summary = quantiles(values, list(_QUANTILES.values()), draws.weights.weight.double().numpy(force=True))
     columns = {name + tail: summary[:, i, k] for k, name in enumerate(PROPERTIES) for i, tail in enumerate(_QUANTILES)}
-    numbers = {"n_effective": draws.effective, "k_hat": draws.k_hat, "log_evidence": draws.log_evidence, "chi2_best": draws.chi2.min(1).values}
+    numbers = {"n_effective": draws.weights.effective, "k_hat": draws.weights.k_hat, "log_evidence": draws.weights.log_evidence, "chi2_best": best}
     return columns | {name: value.numpy(force=True) for name, value in numbers.items()}
 
 
@@ -123,7 +95,7 @@ def posterior(
     mags: Sequence[float], sigma: Sequence[float], z: float, *,  # AB ugriz and errors; NaN where a band is missing
     n: int = 10_000, network: Posterior | str = "sedflow", model: SEDModel | None = None, seed: int = 0,
 ) -> Table:
-    "Draws of PROPERTIES (n rows) of one galaxy, with `weight` and `chi2` where a `model` is given; DataError says what is wrong with the input."
+    "Draws of PROPERTIES (n rows) of one galaxy, with `weight` and `log_likelihood` where a `model` is given; DataError says what is wrong with the input."
     seen = clean_photometry(mags, sigma, [z])
     if not seen.good[0]: raise DataError(f"this galaxy has no posterior: {Flag.reasons(int(seen.flag[0]))}; magnitudes {list(mags)}, errors {list(sigma)}, z {z}")
     network = load_posterior(network) if isinstance(network, str) else network
@@ -131,6 +103,6 @@ def posterior(
     if model is None:
         values = parameters(network.sample(*told, n, seed))[0]
         return Table(dict(zip(PARAMETERS, values.numpy(force=True).T)))
-    draws = weighted_draws(network, model, *told, n, seed=seed)
+    draws = weighted_draws(network, model, network.prior, *told, n, seed=seed)
     values = property_draws(model, draws.theta, told[3])[0].numpy(force=True)
-    return Table(dict(zip(PROPERTIES, values.T)) | {"weight": draws.weight[0].numpy(force=True), "chi2": draws.chi2[0].numpy(force=True)})
+    return Table(dict(zip(PROPERTIES, values.T)) | {"weight": draws.weights.weight[0].numpy(force=True), "log_likelihood": draws.log_likelihood[0].numpy(force=True)})
