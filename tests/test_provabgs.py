@@ -150,6 +150,17 @@ def test_impossible_requests_are_refused(model, monkeypatch):
     with pytest.raises(SpectrumError, match="z_max"): load_provabgs("matrix", z_max=0.5)
 
 
+def test_fsps_counts_remnants_itself_and_has_another_sun(monkeypatch):
+    "With BC03's table in its place: living mass as it comes, metals on PROVABGS's scale."
+    from spectral_core.simulate import mixtures
+
+    bare = mixtures.load_ssp("bc03")
+    monkeypatch.setattr(mixtures, "load_ssp", lambda name: bare)
+    published, own = (mixtures.library_light(name, slice(700, 720))._stars[1] for name in ("fsps", "bc03"))
+    assert torch.equal(published.living, bare.living.T) and (own.living > bare.living.T).all()
+    assert torch.allclose(own.log_z - published.log_z, torch.tensor(np.log10(0.02 / 0.019), dtype=torch.float32), atol=1e-6)
+
+
 # ------------------------------------------------------------------ the published networks
 
 

@@ -123,7 +123,7 @@ def remnants(living: np.ndarray) -> np.ndarray:
     return np.interp(living, formed / formed[-1], dead / formed[-1])
 
 # %% ../../nbs/32_simulate.mixtures.ipynb #285ef5e3
-_SOLAR = 0.02  # mass fraction of metals that BC03 calls solar
+_SOLAR = {"fsps": 0.019}  # mass fraction of metals that is solar to PROVABGS when it asks FSPS; 0.02 in BC03
 
 
 def _on_coarse(ssp: SSPGrid, pixels: slice) -> Tensor:
@@ -144,4 +144,4 @@ def library_light(name: str, pixels: slice | None = None, birth_cloud_myr: float
     light = ssp.stars if pixels is None else _on_coarse(ssp, pixels)
     surviving = ssp.living  # FSPS counts remnants already
     if name != "fsps": surviving = surviving + torch.as_tensor(remnants(surviving.numpy())).to(surviving)
-    return PopulationLight(wave, *_stars_of(ssp.log_z + np.log10(_SOLAR), light, surviving), birth_cloud_myr)
+    return PopulationLight(wave, *_stars_of(ssp.log_z + np.log10(_SOLAR.get(name, 0.02)), light, surviving), birth_cloud_myr)
