@@ -20,6 +20,7 @@ from .core import ModelFileError, SpectralError, assets_dir, atomic_write, neare
 from .models.autoencoder import AutoencoderConfig, RedshiftAutoencoder
 from .models.flows import FlowConfig, MaskedAutoregressiveFlow, SplineFlow
 from .models.gis import GIS, GISConfig
+from .models.mixtures import AutoregressiveMixture, MixtureConfig
 from .models.pae import DenseAutoencoder, PAEConfig
 from .models.vae import VAEConfig, VariationalAutoencoder
 from .spectra.surveys import BOSS, DESI, SDSS, Survey, get_survey
@@ -33,7 +34,12 @@ _AUTOENCODERS = {
     "DenseAutoencoder": (DenseAutoencoder, PAEConfig),
     "VariationalAutoencoder": (VariationalAutoencoder, VAEConfig),
 }
-_DENSITIES = {"MaskedAutoregressiveFlow": (MaskedAutoregressiveFlow, FlowConfig), "SplineFlow": (SplineFlow, FlowConfig), "GIS": (GIS, GISConfig)}
+_DENSITIES = {
+    "MaskedAutoregressiveFlow": (MaskedAutoregressiveFlow, FlowConfig),
+    "SplineFlow": (SplineFlow, FlowConfig),
+    "GIS": (GIS, GISConfig),
+    "AutoregressiveMixture": (AutoregressiveMixture, MixtureConfig),
+}
 
 
 def _build(description: dict[str, Any]) -> nn.Module:
