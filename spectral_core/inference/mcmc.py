@@ -41,7 +41,8 @@ class GalaxyTarget:
         low, quarter, half, high = theta[:, 0].tolist()
         with torch.no_grad(): mags = self.model.magnitudes(theta[1:3], z[1:3])
         change = (mags[0] - mags[1]) / (half - quarter)
-        if abs(half - (low + high) / 2) > 1e-3 or abs(quarter - (3 * low + high) / 4) > 1e-3 or (change - 2.5).abs().max() > 1e-3:
+        uniform = abs(half - (low + high) / 2) < 1e-3 and abs(quarter - (3 * low + high) / 4) < 1e-3  # False for infinite bounds
+        if not uniform or not (change - 2.5).abs().max() < 1e-3:
             raise ConfigError("the first column of theta must be log10 of the mass, with a uniform prior, and scale the flux of the model")
         return low, high
 
