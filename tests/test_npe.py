@@ -25,7 +25,7 @@ from spectral_core.simulate.photosurvey import mock_photometry
 from spectral_core.simulate.priors import Prior
 from spectral_core.train import fit
 
-TINY = PosteriorConfig(n_hidden=32, n_block=2, n_component=4, n_noise=2, n_epoch=10, batch_size=128)
+TINY = PosteriorConfig(n_hidden=64, n_block=2, n_component=3, n_member=1, n_noise=2, n_epoch=16, batch_size=128)
 
 
 class Shift:
@@ -63,7 +63,7 @@ def test_a_linear_gaussian_posterior_is_found():
     draws = density.sample(400, parts[3]).numpy()
     ranks = (draws < truth[:, None]).mean(1)
     assert all(stats.kstest(ranks[:, k], "uniform").pvalue > 1e-3 for k in range(3))
-    ours, exact = density.sample(1500, parts[3][0]).numpy(), problem.sample(seen[:1], 1500)[0]
+    ours, exact = density.sample(800, parts[3][0]).numpy(), problem.sample(seen[:1], 800)[0]
     assert abs(np.mean(c2st(ours, exact).accuracy) - 0.5) < 0.1
 
 
