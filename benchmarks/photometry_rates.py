@@ -139,11 +139,11 @@ ugriz (sdss2010) of prior draws at 0.01 < z < 0.055, single precision, batches o
 
 {table(titles, rows)}
 
-Ratio: to the first row. Difference: of magnitudes to the first row's, all bands of {given.alone} galaxies; `ssp` is another library
-of populations with other histories, which the tests compare. Emulator: both published networks, their components averaged over
-pixels of 1e-3 dex. Matrix: the same model as a table of populations behind analytic dust. Spectra: at all wavelengths of the
-source, {pixels}. Gradients: of a sum over bands with respect to the eleven parameters,
-forward and backward.
+Ratio: to the first row. Difference: of magnitudes to the first row's, all bands of {given.alone} galaxies; `ssp` is
+another library of populations with other histories, which the tests compare. Emulator: both published networks, components
+averaged over pixels of 1e-3 dex. Matrix: the same model as a table of populations behind analytic dust. Spectra: at all
+wavelengths of the source, {pixels}.
+Gradients: of a sum over bands with respect to the eleven parameters, forward and backward.
 """
     given.out.write_text(page, encoding="utf-8")
     print(page)

@@ -78,8 +78,12 @@ class Provabgs:
 
     def derived(self, theta: Tensor, z: Tensor | float) -> dict[str, Tensor]:
         "`log_sfr_1gyr`, `log_z_mw`, `age_mw` of `histories.derived`, and `log_mstar_surviving` [M☉]: living stars and remnants; each (...)."
-        living = _in_blocks(lambda t, z: self._light(self._living, t, z)[:, None], theta, z)[..., 0]
-        return derived(self.bases, theta, z) | {"log_mstar_surviving": theta[..., 0] + living.log10()}
+        def some(theta: Tensor, z: Tensor) -> Tensor:
+            columns = derived(self.bases, theta, z).values()
+            return torch.stack([*columns, theta[:, 0] + self._light(self._living, theta, z).log10()], 1)
+
+        columns = _in_blocks(some, theta, z).unbind(-1)
+        return dict(zip(("log_sfr_1gyr", "log_z_mw", "age_mw", "log_mstar_surviving"), columns, strict=True))
 
 
 def _in_blocks(work: Callable, theta: Tensor, z: Tensor | float) -> Tensor:
