@@ -77,7 +77,7 @@ class PopulationLight:
     def __init__(self, wave: np.ndarray, bins: Stars, bursts: Stars, birth_cloud_myr: float = 10.0):
         self.wave, self._tables = np.asarray(wave), {}
         self._stars, self._birth = (bins, bursts), birth_cloud_myr / 1e3
-        self._n_young = int((LOOKBACK_EDGES[:-1] < self._birth).sum()) * len(bins.log_z)
+        self._n_young = int((LOOKBACK_EDGES[:-1] < self._birth).sum())
 
     def _cast(self, like: Tensor) -> tuple[Stars, Stars, Tensor]:
         "The tables in the precision and on the device of `like`, made once."
@@ -86,22 +86,19 @@ class PopulationLight:
             self._tables[key] = (*(s.to(like) for s in self._stars), torch.as_tensor(self.wave).to(like))
         return self._tables[key]
 
-    def _mixture(self, theta: Tensor, stars: Populations) -> tuple[Tensor, Tensor, Tensor]:
-        "Weights (n, 42·K) of the rows of the bins, and rows and weights (n, 4) of the burst."
+    def _parts(self, theta: Tensor, stars: Populations) -> tuple[Tensor, ...]:
+        "Rows and masses of the bins, (n, 42, 4) each, and of the burst, (n, 4) each."
         bins, bursts, _ = self._cast(theta)
         rows, parts = bins.nodes(stars.age, stars.metallicity)
-        parts = parts * stars.weights[..., None]
-        smooth = parts.new_zeros(len(theta), bins.light[..., 0].numel()).scatter_add(1, rows.flatten(1), parts.flatten(1))
-        rows, parts = bursts.nodes(theta[:, 5], stars.burst_metallicity)
-        return smooth, rows, parts * stars.burst[:, None]
+        at, share = bursts.nodes(theta[:, 5], stars.burst_metallicity)
+        return rows, parts * stars.weights[..., None], at, share * stars.burst[:, None]
 
     def __call__(self, theta: Tensor, z: Tensor, stars: Populations) -> Tensor:
         "Luminosities (n, L) in L☉/Å per M☉ formed, of theta (n, 11)."
         bins, bursts, wave = self._cast(theta)
-        smooth, rows, parts = self._mixture(theta, stars)
-        light, split = bins.light.flatten(0, 1), self._n_young
-        young, old = smooth[:, :split] @ light[:split], smooth[:, split:] @ light[split:]
-        burst = embedding_bag(rows, bursts.light.flatten(0, 1), per_sample_weights=parts, mode="sum")
+        rows, parts, at, share = self._parts(theta, stars)
+        young, old = (_sum_rows(bins.light, rows[:, b], parts[:, b]) for b in (slice(self._n_young), slice(self._n_young, None)))
+        burst = _sum_rows(bursts.light, at, share)
         veiled = (theta[:, 5] < self._birth).to(burst)[:, None]
         cloud = torch.exp(-theta[:, 8:9] * (5500 / wave))
         return (old + (1 - veiled) * burst + (young + veiled * burst) * cloud) * _screen(wave, theta[:, 9], theta[:, 10])
@@ -109,8 +106,16 @@ class PopulationLight:
     def living(self, theta: Tensor, z: Tensor, stars: Populations) -> Tensor:
         "Mass (n,) of living stars and remnants per M☉ formed."
         bins, bursts, _ = self._cast(theta)
-        smooth, rows, parts = self._mixture(theta, stars)
-        return smooth @ bins.living.flatten() + (bursts.living.flatten()[rows] * parts).sum(-1)
+        rows, parts, at, share = self._parts(theta, stars)
+        return (bins.living.flatten()[rows] * parts).sum((1, 2)) + (bursts.living.flatten()[at] * share).sum(1)
+
+
+def _sum_rows(light: Tensor, rows: Tensor, parts: Tensor) -> Tensor:
+    "Sums (n, L) of rows (n, ...) of a table (A, K, L), each times its part (n, ...)."
+    rows, light, parts = rows.flatten(1), light.flatten(0, 1), parts.flatten(1)
+    if parts.requires_grad and len(light) < 8 * rows.shape[1]:  # backward, a dense product beats one dot product per row
+        return parts.new_zeros(len(parts), len(light)).scatter_add(1, rows, parts) @ light
+    return embedding_bag(rows, light, per_sample_weights=parts, mode="sum")
 
 # %% ../../nbs/32_simulate.mixtures.ipynb #2e84cf93
 def remnants(living: np.ndarray) -> np.ndarray:

@@ -117,12 +117,12 @@ def _published_stars(*pixels: int) -> tuple[np.ndarray, Stars, Stars]:
         with torch.no_grad(): light = [onto(network(some).exp().double().numpy()).astype(np.float32) for some in x.split(_ROWS)]
         return np.concatenate(light).reshape(len(age), len(log_z), -1)
 
-    between = np.clip(np.interp(log_z, knots, np.arange(len(knots))), 0, len(knots) - 1)
-    low = np.minimum(between.astype(int), len(knots) - 2)
-    young = onto(template[low] + (between - low)[:, None] * (template[low + 1] - template[low]))
+    place = np.interp(log_z, knots, np.arange(len(knots)))
+    low = np.minimum(place.astype(int), len(knots) - 2)
+    young = onto(template[low] + (place - low)[:, None] * (template[low + 1] - template[low]))
     bins = np.concatenate([np.broadcast_to(young, (_N_TEMPLATE, *young.shape)), single(BIN_AGES[_N_TEMPLATE:])])
     ages = 10 ** np.arange(-2, 1.131, 0.025)
-    table = lambda age, light: Stars(*(torch.tensor(v, dtype=torch.float32) for v in (age, log_z, light)))
+    table = lambda age, light: Stars(*(torch.tensor(v, dtype=torch.float32).contiguous() for v in (age, log_z, light)))
     wave = network.wave if edges is None else 0.5 * (edges[1:] + edges[:-1])
     return wave, table(BIN_AGES, bins), table(ages, single(ages))
 
@@ -158,6 +158,7 @@ def load_provabgs(
     if source in ("matrix", "emulator") and (low < WAVE_MIN or high > 59900):
         raise SpectrumError(f"filters at z_max = {z_max} need {low:.0f} to {high:.0f} Å; {source!r} has {WAVE_MIN:.0f} to 59900 Å")
     coarse = _light(source, pixels, birth_cloud_myr)
-    living = coarse.living if source in ("ssp", "fsps") else SurvivingMass()
     histories = load_bases(bases or ("own" if source == "ssp" else "provabgs"))
+    if source in ("ssp", "fsps"): living = coarse.living
+    else: living = SurvivingMass() if histories.name == "provabgs" else library_light("bc03", pixels).living
     return Provabgs(source, histories, photometer, pixels.start, burst, coarse, lambda: _light(source, None, birth_cloud_myr), living)
