@@ -114,7 +114,7 @@ def _save_figure(figure: Any, path: Path, mock: bool) -> None:
     "Write a matplotlib figure as PNG in one piece, stamped where its data are simulated, show it, and close it."
     import matplotlib.pyplot as plt
 
-    stamp = figure.text(0.995, 0.005, "mock", ha="right", va="bottom", color="#b3261e", weight="bold") if mock else None
+    stamp = figure.text(0.995, 0.0, "mock", ha="right", va="top", color="#b3261e", weight="bold") if mock else None  # below all axes
     with atomic_write(path) as temporary: figure.savefig(temporary, dpi=110, bbox_inches="tight")
     if stamp is not None: stamp.remove()
     plt.close(figure)
