@@ -7,7 +7,14 @@ from linear_galaxies import Model, Prior, draw, log_evidence, observe, posterior
 from scipy.stats import genpareto
 
 from spectral_core.core import ConfigError, DataError
-from spectral_core.inference.reweight import change_prior, importance_weights, pareto_smooth, resample, weighted_draws
+from spectral_core.inference.reweight import (
+    change_prior,
+    importance_weights,
+    pareto_smooth,
+    resample,
+    support_p_value,
+    weighted_draws,
+)
 from spectral_core.simulate import priors
 
 
@@ -146,3 +153,13 @@ def test_impossible_draws_weigh_nothing():
     assert found.log_evidence[1] == -torch.inf and found.k_hat[1] == torch.inf
     with pytest.raises(DataError, match="galaxy 1 has no draw"): resample(torch.zeros(2, 100, 3), found.weight)
     with pytest.raises(DataError, match="too few"): importance_weights(target[:, :20], proposal[:, :20])
+
+
+def test_support_p_values_are_uniform_for_mocks_and_small_for_what_no_mock_is():
+    chi2 = torch.distributions.Chi2(torch.tensor(2.0)).sample((3000,))
+    n_band = torch.arange(3000) % 3 + 3
+    chi2 = chi2 * n_band  # each number of bands has its own law
+    p = support_p_value(chi2[:1500], n_band[:1500], chi2[1500:], n_band[1500:])
+    for n in (3, 4, 5): assert abs(float((p[n_band[:1500] == n] < 0.2).float().mean()) - 0.2) < 0.07
+    assert float(support_p_value(torch.tensor([500.0]), torch.tensor([4]), chi2, n_band)) == pytest.approx(1 / 1001)
+    assert torch.isnan(support_p_value(torch.tensor([1.0]), torch.tensor([2]), chi2, n_band)).all()

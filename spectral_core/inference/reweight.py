@@ -17,7 +17,7 @@ from ..simulate.priors import Prior, log_prior_ratio
 
 # %% auto #0
 __all__ = ['pareto_smooth', 'Weights', 'importance_weights', 'resample', 'log_posterior_free', 'FreePosterior', 'WeightedDraws',
-           'weighted_draws', 'change_prior']
+           'weighted_draws', 'support_p_value', 'change_prior']
 
 # %% ../../nbs/72_inference.reweight.ipynb #17c3e066
 def _pareto_fit(excess: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,6 +139,13 @@ def weighted_draws(
     like = magnitude_log_likelihood(predict(model, theta, seen.z), seen.to(theta))
     before = -0.5 * free.square().sum(-1) - 0.5 * free.shape[-1] * log(2 * pi)
     return WeightedDraws(theta, like, importance_weights(like + before, posterior.log_prob_free(free, *seen), smooth=smooth))
+
+# %% ../../nbs/72_inference.reweight.ipynb #0af8d500
+def support_p_value(chi2: Tensor, n_band: Tensor, mock_chi2: Tensor, mock_n_band: Tensor) -> Tensor:
+    "Share (g,) of mock galaxies with as many bands whose best χ² is as large, the galaxy itself counted; NaN where fewer than 20 mocks have as many."
+    same = n_band[:, None] == mock_n_band
+    worse = (same & (mock_chi2 >= chi2[:, None])).sum(1)
+    return torch.where(same.sum(1) >= 20, (1 + worse) / (1 + same.sum(1)), torch.nan)
 
 # %% ../../nbs/72_inference.reweight.ipynb #883ab94a
 def change_prior(theta: Tensor, z: Tensor, old: Prior, new: Prior, weight: Tensor | None = None, *, smooth: bool = True) -> Weights:
