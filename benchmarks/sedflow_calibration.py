@@ -75,8 +75,8 @@ def main() -> None:
 
 `{card["command"]}`; {versions}; {where}, {torch.get_num_threads()} thread(s).
 
-{N_TRAIN} galaxies simulated in {simulated - start:.0f} s; {CONFIG.n_member} networks of {CONFIG.n_block} × {CONFIG.n_hidden} units
-and {CONFIG.n_component} components trained on {CONFIG.n_noise} observations of each, {CONFIG.n_epoch} times, in
+{N_TRAIN} galaxies simulated in {simulated - start:.0f} s; {CONFIG.n_member} networks of {CONFIG.n_block} × {CONFIG.n_hidden}
+units and {CONFIG.n_component} components trained on {CONFIG.n_noise} observations of each, {CONFIG.n_epoch} times, in
 {trained - simulated:.0f} s ({cpu:.0f} s of processor time for both). Held-out log-probability {held_out:.3f} per galaxy, in
 coordinates in which that of the prior is {-5.5 * (1 + np.log(2 * np.pi)):.2f}.
 

@@ -47,11 +47,11 @@ def property_draws(model: SEDModel, theta: Tensor, z: Tensor) -> Tensor:
 _QUANTILES = {"": 0.5, "_lo": 0.16, "_hi": 0.84}
 
 
-def _summary(posterior: Posterior, model: SEDModel, exact: SEDModel, seen: Sequence[Tensor], n: int, seed: int) -> dict[str, np.ndarray]:
+def _summary(posterior: Posterior, model: SEDModel, seen: Sequence[Tensor], n: int, seed: int) -> dict[str, np.ndarray]:
     "Columns of one chunk of galaxies."
     draws = weighted_draws(posterior, model, posterior.prior, *seen, n, seed=seed)
     best = chi2(model, draws.best[:, None], *seen)[:, 0]
-    values = property_draws(exact, draws.theta, seen[3]).double().numpy(force=True)
+    values = property_draws(model, draws.theta, seen[3]).double().numpy(force=True)
     summary = quantiles(values, list(_QUANTILES.values()), draws.weights.weight.double().numpy(force=True))
     columns = {name + tail: summary[:, i, k] for k, name in enumerate(PROPERTIES) for i, tail in enumerate(_QUANTILES)}
     numbers = {"n_effective": draws.weights.effective, "k_hat": draws.weights.k_hat, "log_evidence": draws.weights.log_evidence, "chi2_best": best}
@@ -72,8 +72,7 @@ def _described(table: Table, n: int) -> Table:
 
 
 def posterior_catalogue(
-    posterior: Posterior, model: SEDModel, photometry: Photometry, *, exact: SEDModel | None = None,  # for derived quantities; default: model
-    n: int = 1000, seed: int = 0, chunk: int = 64, progress: bool = True,
+    posterior: Posterior, model: SEDModel, photometry: Photometry, *, n: int = 1000, seed: int = 0, chunk: int = 64, progress: bool = True,
 ) -> Table:
     "Medians and 16-84 % of PROPERTIES from `n` weighted draws per galaxy, with trust and fit; unusable rows are flagged and NaN."
     good = np.flatnonzero(photometry.good)
@@ -81,7 +80,7 @@ def posterior_catalogue(
     parts = []
     for rows in tqdm([good[i : i + chunk] for i in range(0, len(good), chunk)], "posteriors", disable=not progress):
         seen = [torch.as_tensor(np.asarray(part[rows])) for part in photometry[:4]]
-        parts.append(_summary(posterior, model, exact or model, seen, n, seed))
+        parts.append(_summary(posterior, model, seen, n, seed))
     table = Table()
     for name in parts[0]:
         table[name] = np.full(len(photometry.z), np.nan)

@@ -187,6 +187,16 @@ def paper_context(mags: Tensor, sigma: Tensor, z: Tensor) -> Tensor:
     return torch.cat([mags, sigma, z[:, None].to(mags)], 1)
 
 
+class _Untracked:
+    "Takes sbi's progress reports, which else become files in the working folder."
+
+    log_dir = None
+
+    def log_metric(self, *args: Any, **kwargs: Any) -> None: pass
+
+    log_metrics = log_params = add_figure = flush = log_metric
+
+
 def paper_posterior(
     train: PhotometricSample, *, n_hidden: int = 500, n_transform: int = 15, n_block: int = 2, batch_size: int = 50, lr: float = 5e-4,
     patience: int = 20, max_epochs: int = 2**31 - 1, seed: int = 0,
@@ -205,7 +215,7 @@ def paper_posterior(
         warnings.filterwarnings("ignore", "Maximum number of epochs")
         torch.manual_seed(seed)
         build = posterior_nn("maf", hidden_features=n_hidden, num_transforms=n_transform, num_blocks=n_block)
-        inference = NPE(BoxUniform(low, high), build, show_progress_bars=False)
+        inference = NPE(BoxUniform(low, high), build, show_progress_bars=False, tracker=_Untracked())
         inference.append_simulations(train.theta.float(), paper_context(train.mags, train.sigma, train.z).float())
         inference.train(training_batch_size=batch_size, learning_rate=lr, stop_after_epochs=patience, max_num_epochs=max_epochs)
         return inference.build_posterior()
