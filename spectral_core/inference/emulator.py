@@ -73,5 +73,5 @@ def fit_emulator(
     emulator, n = PhotometryEmulator(mags.shape[1], n_hidden, seed=seed), len(data) // 11
     emulator.standardise(data[n:, :13], data[n:, 13:])
     valid, train = ((part[:, :13].numpy(force=True), part[:, 13:].numpy(force=True)) for part in (data[:n], data[n:]))
-    fit(emulator, train, valid, n_epoch=n_epoch, batch_size=512, lr=3e-3, seed=seed, device=device, progress=progress)
+    fit(emulator, train, valid, n_epoch=n_epoch, batch_size=512, lr=2e-2, clip=10.0, seed=seed, device=device, progress=progress)
     return emulator.to(z.device).requires_grad_(False)

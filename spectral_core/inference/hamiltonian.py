@@ -132,6 +132,20 @@ def _transition(
     return at.choose(_Points(x, exact, value, gradient), keep), chance.mean(1), along.mean(1)
 
 
+_OWN, _OWN_STEPS = 10, 20  # with a guide, every tenth transition follows the target's own gradient, for 20 steps at most
+
+
+def _move(
+    k: int, target: LogDensity, guide: LogDensity | None, at: _Points, metric: Tensor, step: Tensor, n: int, random: torch.Generator,
+) -> tuple[_Points, Tensor, Tensor]:
+    "Transition number k: guided, or now and then not, so that no chain is held where the guide is bad."
+    if guide is None or k % _OWN != _OWN - 1: return _transition(target, guide, at, metric, step, n, random)
+    value, gradient = _with_gradient(target, at.x)
+    at, share, along = _transition(target, None, at._replace(guide=value, gradient=gradient), metric, step, min(n, _OWN_STEPS), random)
+    value, gradient = _with_gradient(guide, at.x)
+    return at._replace(guide=value, gradient=gradient), share, along
+
+
 def _metric(x: Tensor) -> Tensor:
     "Cholesky factors (g, d, d) of the covariances of points (g, n, d), drawn a little towards their diagonal."
     x = x - x.mean(1, keepdim=True)
@@ -163,7 +177,7 @@ def _warm_up(target: LogDensity, guide: LogDensity | None, at: _Points, n: int, 
     metric, log_step, seen, logs = _metric(at.x), at.x.new_full((g,), -1.5), [], []
     updates = {max(1, round(n * share)) for share in (0.1, 0.25, 0.45, 0.7)}
     for k in range(n):
-        at, _, along = _transition(target, guide, at, metric, log_step.exp(), _n_leapfrog(log_step.exp(), path, max_leapfrog, random), random)
+        at, _, along = _move(k, target, guide, at, metric, log_step.exp(), _n_leapfrog(log_step.exp(), path, max_leapfrog, random), random)
         log_step = (log_step + (len(logs) + 2) ** -0.6 * 2 * (along - _TARGET_ACCEPTANCE)).clamp(-9, 1)
         seen.append(at.x)
         logs.append(log_step)
@@ -190,7 +204,7 @@ def hamiltonian_sample(
     if lost.any(): raise DataError(f"target {int(lost.nonzero()[0])} has no start of finite density: start nearer to it")
     at, metric, step = _warm_up(target, guide, at, n_warmup, path, max_leapfrog, random)
     draws, values, accepted = [], [], []
-    for _ in range(n_sample):
-        at, share, _ = _transition(target, guide, at, metric, step, _n_leapfrog(step, path, max_leapfrog, random), random)
+    for k in range(n_sample):
+        at, share, _ = _move(k, target, guide, at, metric, step, _n_leapfrog(step, path, max_leapfrog, random), random)
         draws.append(at.x), values.append(at.target), accepted.append(share)
     return Chains(torch.stack(draws, 2), torch.stack(values, 2), torch.stack(accepted).mean(0), step)

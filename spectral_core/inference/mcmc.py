@@ -103,11 +103,11 @@ class GalaxyChains(NamedTuple):
 def ensemble_sample(
     model: SEDModel, prior: FreePrior, mags: Tensor, sigma: Tensor, state: Tensor | None, z: Tensor,  # (g, b) and (g,)
     *, guide: SEDModel | None = None,  # a fast approximation of `model`, to steer by; it does not change what is sampled
-    n_chain: int = 64, n_warmup: int = 100, n_sample: int = 100, path: float = 5.0, n_prior: int = 8192, n_free: int = 11, seed: int = 0,
+    n_chain: int = 64, n_warmup: int = 100, n_sample: int = 100, path: float = 4.0, n_prior: int = 8192, n_free: int = 11, seed: int = 0,
 ) -> GalaxyChains:
     """Posterior draws of all galaxies by `n_chain` Hamiltonian chains each, exact for `model` and `prior`.
 
-    Costs `n_prior` + `n_chain` · (`n_warmup` + 2 `n_sample`) evaluations of the model per galaxy with a guide; without one, each of the
+    Costs about `n_chain` · (3 `n_warmup` + 4 `n_sample`) evaluations of the model per galaxy with a guide; without one, each of the
     transitions takes tens of gradients. R̂ above 1.05 or an effective number below 100 says: more chains, longer, or a better guide.
     """
     seen = observed(mags, sigma, state, z)
