@@ -61,7 +61,7 @@ def test_a_wrong_guide_changes_the_pace_and_not_the_posterior(linear):
     guided = ensemble_sample(model, Prior(), mags, sigma, state, z, guide=Model(off), **SMALL)
     check(guided, mags, state)
     assert (guided.accepted < chains.accepted).all()
-    assert model.n < 3 * 32 * (60 + 2 * 100 + 16 * 21 + 1)  # ends of trajectories, the draws, and 16 short trajectories of its own
+    assert model.n < 3 * 32 * (60 + 2 * 100 + 16 * 21 + 1)  # ends of trajectories, draws, and 16 short trajectories of its own
 
 
 def test_log_likelihood_and_draws_belong_together(linear):

@@ -37,7 +37,7 @@ def _pareto_fit(excess: Tensor) -> tuple[Tensor, Tensor]:
 def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Log-weights (g, n) with the tail of each row smoothed, and k̂ (g,); −inf stays.
 
-    The tail is the largest min(n / 5, 3 √n). Where fewer than five weights are above 0, k̂ is inf; where all are equal, −inf.
+    The tail is the largest min(n / 5, 3 √n). Above k̂ = 1 the law has no mean, and the weights are left as they are. Where fewer than five weights are above 0, k̂ is inf; where all are equal, −inf.
     """
     n = log_weight.shape[1]
     m = int(min(0.2 * n, 3 * n**0.5))
@@ -53,7 +53,7 @@ def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, Tensor]:
     quantile = torch.where(flat, -torch.log1p(-share), torch.expm1(-k[:, None] * torch.log1p(-share)) / torch.where(flat, 1, k[:, None])) * scale[:, None]
     smooth = (cut + quantile).log().clamp(max=0)
     usable = torch.isfinite(k) & (values[:, -5] > -torch.inf) & (values[:, -1] > values[:, -m - 1])
-    values[:, -m:] = torch.where(usable[:, None], smooth, values[:, -m:])
+    values[:, -m:] = torch.where((usable & (k <= 1))[:, None], smooth, values[:, -m:])
     equal = values[:, -1] == values[:, -m - 1]
     k = torch.where(usable, k, torch.where(equal & torch.isfinite(top[:, 0]), -torch.inf, torch.inf))
     return torch.empty_like(values).scatter_(1, order, values).to(log_weight) + torch.where(torch.isfinite(top), top, 0), k.to(log_weight)
