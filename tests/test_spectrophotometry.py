@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from spectral_core.core import ConfigError, DataError, generator
-from spectral_core.simulate.histories import THETA, star_formation
+from spectral_core.figures.gain import plot_gain
+from spectral_core.inference.calibration import LinearGaussian
+from spectral_core.inference.reweight import importance_weights
+from spectral_core.inference.spectrophotometry import fit_spectrum_likelihood, joint_gain, normal_scores, parameter_gain
+from spectral_core.simulate.histories import PARAMETERS, THETA, parameters, star_formation
+from spectral_core.simulate.photosurvey import mock_photometry
 from spectral_core.simulate.priors import Prior
 from spectral_core.simulate.provabgs import load_provabgs
 from spectral_core.simulate.spectrophotometry import _young_share, draw_nuisances, fibre_spectra, nebula
@@ -101,3 +106,124 @@ def test_bad_input_is_named(model, galaxies):
         other = load_provabgs("ssp")
         other.name = "emulator"
         fibre_spectra(other, theta[:2], z[:2])
+
+
+# ------------------------------------------------------------------ bits
+
+
+def linear_case(seed, n_galaxy=800, n_draw=1000):
+    "Two linear measurements: draws given the first, log-likelihoods of the second, and both exact covariances."
+    both = LinearGaussian.random(6, 3, sigma=0.7, seed=seed)
+    first = LinearGaussian(both.matrix[:3], 0.7)
+    truth, x = both.simulate(n_galaxy, seed=seed + 1)
+    draws = first.sample(x[:, :3], n_draw, seed=seed + 2)
+    residuals = [(x[:, None, 3:] - t @ both.matrix[3:].T) / 0.7 for t in (draws, truth[:, None])]
+    of_draws, of_truth = (torch.as_tensor(-0.5 * np.square(r).sum(-1)) for r in residuals)
+    return draws, truth, of_draws, of_truth[:, 0], first.covariance, both.covariance
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_gain_of_a_linear_problem_is_the_exact_one(seed):
+    draws, truth, log_like, log_truth, before, after = linear_case(seed)
+    gain = joint_gain(log_like, log_truth)
+    exact = 0.5 * np.log2(np.linalg.det(before) / np.linalg.det(after))
+    assert abs(gain.mean - exact) < 4 * gain.error + 0.02
+    weight = importance_weights(log_like, torch.zeros_like(log_like), smooth=False).weight.numpy()
+    table = parameter_gain(draws, truth, weight, generator("prior", seed).normal(size=(50_000, 3)), "abc")
+    first, second = (-0.5 * np.log2(np.diag(covariance)) for covariance in (before, after))
+    for name, bits in (("photometry", first), ("gain", second - first)):
+        assert (np.abs(table[name] - bits) < 4 * table[name + "_error"] + 0.03).all()
+    np.testing.assert_allclose(table["narrower"], second - first, atol=0.06)
+
+
+def test_a_spectrum_that_says_nothing_gains_nothing():
+    draws, truth, log_like, log_truth, _, _ = linear_case(4, 100, 200)
+    flat = joint_gain(torch.full_like(log_like, -7.0), torch.full_like(log_truth, -7.0))
+    np.testing.assert_allclose(flat.bits, 0, atol=1e-9)
+    table = parameter_gain(draws, truth, np.full(log_like.shape, 1 / 200), rng.normal(size=(5000, 3)), "abc")
+    assert not table["gain"].any() and not table["narrower"].any()
+
+
+def test_no_gain_exceeds_what_the_draws_can_show():
+    _, _, log_like, log_truth, _, _ = linear_case(5, 100, 63)
+    assert joint_gain(log_like, log_truth + 1e4).bits.max() <= 6 + 1e-9
+    assert joint_gain(log_like - 1e4, log_truth).bits.min() >= 6 - 1e-6
+
+
+def test_bits_survive_a_change_of_units():
+    draws, truth, log_like, _, _, _ = linear_case(6, 150, 300)
+    weight, prior = torch.softmax(log_like, 1).numpy(), rng.normal(size=(20_000, 3))
+    tables = [parameter_gain(f(draws), f(truth), weight, f(prior), "abc") for f in (lambda v: v, lambda v: np.exp(v) + 5)]
+    for name in ("photometry", "gain", "narrower"):
+        np.testing.assert_allclose(tables[0][name], tables[1][name], atol=0.01)
+
+
+def test_weighted_draws_count_by_their_effective_number():
+    _, _, log_like, log_truth, _, _ = linear_case(7, 50, 40)
+    weight = torch.linspace(1, 3, 40, dtype=torch.float64).expand(50, -1)
+    weight = weight / weight.sum(1, keepdim=True)
+    n = 1 / np.square(weight.numpy()).sum(1)
+    like, truth = np.exp(log_like.numpy()), np.exp(log_truth.numpy())
+    expected = np.log2(truth / ((n * (weight.numpy() * like).sum(1) + truth) / (n + 1)))
+    np.testing.assert_allclose(joint_gain(log_like, log_truth, weight).bits, expected, atol=1e-6)
+
+
+def test_normal_scores_are_normal_and_ordered():
+    prior = rng.exponential(size=(4000, 1))
+    scores = normal_scores(prior, prior)[:, 0]
+    assert abs(scores.mean()) < 1e-3 and abs(scores.std() - 1) < 0.01
+    assert (np.diff(scores[prior[:, 0].argsort()]) > 0).all()
+
+
+@pytest.fixture(scope="module")
+def learned(model):
+    "Galaxies, stand-ins for latents that are known functions of theta, and the density learned from them."
+    sample = mock_photometry(1500, 3, model)
+    noise = torch.randn(1500, 2, generator=torch.Generator().manual_seed(0))
+    latents = torch.stack([sample.theta[:, 9], sample.theta[:, 4] + sample.theta[:, 9]], 1) + 0.2 * noise
+    latents[::100] = torch.nan
+    sn = torch.full((1500,), 20.0)
+    likelihood = fit_spectrum_likelihood(model, sample[:1200], latents[:1200], sn[:1200], n_member=1, n_epoch=12, device="cpu")
+    return sample, latents, sn, likelihood
+
+
+def test_likelihood_knows_dust_from_latents_and_is_silent_without(learned):
+    sample, latents, sn, likelihood = learned
+    assert likelihood.n_left_out == 12
+    test = slice(1200, 1500)
+    theta = sample.theta[test][:, None].repeat(1, 60, 1)
+    theta[..., 9], theta[..., 4] = torch.rand(300, 60) * 3, torch.rand(300, 60)
+    weights = likelihood.weights(latents[test], theta, sample.z[test], sn[test])
+    known = torch.isfinite(latents[test]).all(1)
+    dust = (weights.weight * theta[..., 9]).sum(1)
+    assert torch.corrcoef(torch.stack([dust, sample.theta[test][:, 9]])[:, known])[0, 1] > 0.95
+    torch.testing.assert_close(weights.weight[~known], torch.full((int((~known).sum()), 60), 1 / 60))
+
+
+def test_a_row_of_the_likelihood_does_not_depend_on_the_others(learned):
+    sample, latents, sn, likelihood = learned
+    theta = sample.theta[:40][:, None]
+    whole = likelihood.log_prob(latents[:40], theta, sample.z[:40], sn[:40])
+    some = likelihood.log_prob(latents[5:9], theta[5:9], sample.z[5:9], sn[5:9])
+    torch.testing.assert_close(some, whole[5:9], rtol=1e-4, atol=1e-4)
+
+
+def test_bad_latents_are_named(model, learned):
+    sample, latents, sn, likelihood = learned
+    with pytest.raises(DataError, match="200 are needed"): fit_spectrum_likelihood(model, sample[:150], latents[:150], sn[:150])
+    with pytest.raises(DataError, match="for 1500 galaxies"): fit_spectrum_likelihood(model, sample, latents[:9], sn)
+    few = sample[:3]
+    for wrong in (latents[:3, :1], latents[:2]):
+        with pytest.raises(DataError, match="one row per galaxy"): likelihood.log_prob(wrong, few.theta[:, None], few.z, sn[:3])
+    draws = parameters(sample.theta[:4])[:, None].repeat(1, 30, 1).numpy()
+    weight = np.full((4, 30), 1 / 30)
+    with pytest.raises(DataError, match="names"): parameter_gain(draws, draws[:, 0], weight, draws[:, 0], PARAMETERS[:3])
+
+
+def test_plot_gain_shows_every_parameter():
+    draws, truth, log_like, log_truth, _, _ = linear_case(8, 100, 100)
+    weight = torch.softmax(log_like, 1).numpy()
+    table = parameter_gain(draws, truth, weight, rng.normal(size=(5000, 3)), ["log_mstar", "dust1", "dust2"])
+    left, right = plot_gain(table, joint_gain(log_like, log_truth).bits).axes
+    assert [text.get_text() for text in left.get_yticklabels()][0].startswith("$") and len(left.patches) == 6
+    assert sum(bar.get_height() for bar in right.patches) == 100

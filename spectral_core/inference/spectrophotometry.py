@@ -60,10 +60,10 @@ class SpectrumLikelihood:
     def log_prob(self, latents: Tensor | np.ndarray, theta: Tensor, z: Tensor, sn: Tensor | np.ndarray) -> Tensor:
         "ln p (g, n) of the latents (g, S) of g spectra with median S/N (g,), at theta (g, n, 11) and redshifts z (g,); 0 without latents."
         g, n, _ = theta.shape
-        latents, sn = self.compress(latents), torch.as_tensor(np.asarray(sn))
+        latents, sn = torch.as_tensor(latents), torch.as_tensor(sn)
         if latents.shape != (g, self.density.n_features) or z.shape != (g,) or sn.shape != (g,):
             raise DataError(f"latents {tuple(latents.shape)}, z {tuple(z.shape)} and S/N {tuple(sn.shape)} for theta {tuple(theta.shape)}: one row per galaxy is wanted")
-        known = _known(latents, sn)
+        latents, known = self.compress(latents), _known(latents, sn)
         out = theta.new_zeros(g, n)
         for rows in known.nonzero()[:, 0].split(max(1, _ROWS // n)):
             told = spectrum_features(self.model, theta[rows].flatten(0, 1), z[rows].repeat_interleave(n), sn[rows].repeat_interleave(n))
@@ -88,8 +88,8 @@ def fit_spectrum_likelihood(
     sn: Tensor | np.ndarray,  # (n,)
     *,
     n_hidden: int = 128,
-    n_member: int = 1,
-    n_epoch: int = 30,
+    n_member: int = 2,
+    n_epoch: int = 20,
     batch_size: int = 128,
     lr: float = 1e-2,
     valid: float = 0.1,  # share of the rows, the last ones, that choose the epoch
@@ -98,7 +98,7 @@ def fit_spectrum_likelihood(
     progress: bool = False,
 ) -> SpectrumLikelihood:
     "The density of the latents of galaxies like `sample`. Rows without latents are left out and counted; DataError where fewer than 200 remain."
-    latents, sn = torch.as_tensor(np.asarray(latents)).double(), torch.as_tensor(np.asarray(sn))
+    latents, sn = torch.as_tensor(latents).double(), torch.as_tensor(sn)
     if latents.ndim != 2 or len(latents) != len(sample) or sn.shape != latents.shape[:1]:
         raise DataError(f"latents {tuple(latents.shape)} and S/N {tuple(sn.shape)} for {len(sample)} galaxies")
     known = _known(latents, sn)
