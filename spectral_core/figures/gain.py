@@ -30,7 +30,7 @@ def plot_gain(table: Table, bits: np.ndarray) -> Figure:
     left.axvline(0, color=DATA, lw=0.7)
     left.set_yticks(y, names)
     left.set(ylim=(len(names) - 0.4, -0.6), xlabel="information (bits)")
-    left.legend(loc="lower right")
+    left.legend(loc="center right")
     low, high = np.percentile(bits, [1, 99])
     right.hist(np.clip(bits, low, high), 30, color=MODEL, alpha=0.6)
     right.axvline(0, color=DATA, lw=0.7)
