@@ -208,6 +208,8 @@ def plot_training_size(n_train: Sequence[int], values: Mapping[str, np.ndarray],
         ax.plot(np.repeat(n_train, v.shape[1]), v.ravel(), "o", ms=3.5, color=OTHER, alpha=0.6, mew=0)
         if name in (bounds or {}): ax.axhline(bounds[name], color=MODEL, lw=0.8, ls="--")
         ax.set(xlabel="training objects", ylabel=name, xscale="log", yscale="log" if log else "linear")
+        ax.set_xticks(n_train, [f"{n:,.0f}" for n in n_train], rotation=30)
+        ax.minorticks_off()
     return figure
 
 # %% ../../nbs/77_figures.posteriors.ipynb #bf97002c

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import numpy as np
 import torch
 from astropy.table import Table
+from scipy.spatial import cKDTree
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,12 +18,13 @@ from ..archives.nsa import Photometry, clean_photometry
 from ..core import DataError, Flag
 from .calibration import quantiles
 from .likelihood import SEDModel, chi2
-from .npe import Posterior, load_posterior
+from .npe import Posterior, context, load_posterior
 from .reweight import weighted_draws
 from ..simulate.histories import PARAMETERS, parameters
+from ..simulate.photosurvey import PhotometricSample
 
 # %% auto #0
-__all__ = ['PROPERTIES', 'property_draws', 'posterior_catalogue', 'posterior']
+__all__ = ['PROPERTIES', 'property_draws', 'posterior_catalogue', 'support_distance', 'posterior']
 
 # %% ../../nbs/74_inference.catalogue.ipynb #dbee2748
 _DERIVED = ("log_mstar_surviving", "log_sfr_1gyr", "log_z_mw", "age_mw")
@@ -88,6 +91,13 @@ def posterior_catalogue(
     table["n_band"], table["flag"] = (photometry.state == 0).sum(1), photometry.flag
     table["reason"] = [Flag.reasons(int(flag)) for flag in photometry.flag]
     return _described(table, n)
+
+# %% ../../nbs/74_inference.catalogue.ipynb #4ba35db1
+def support_distance(posterior: Posterior, train: PhotometricSample, mags: Tensor, sigma: Tensor, state: Tensor | None, z: Tensor, k: int = 5) -> np.ndarray:
+    "Distances (g,) from photometry (g, b) to the k-th nearest galaxy of `train`, in z-scores of the network's features."
+    scaled = lambda *seen: posterior.density.scaled_context(context(*seen)).T.numpy(force=True)
+    tree = cKDTree(scaled(train.mags, train.sigma, train.state, train.z))
+    return tree.query(scaled(mags, sigma, state, z), k=[k])[0][:, 0]
 
 # %% ../../nbs/74_inference.catalogue.ipynb #e5cbc6da
 def posterior(
