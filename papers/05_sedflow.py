@@ -134,7 +134,7 @@ def columns(sample):
     return {name: np.asarray(v)[whole] for name, v in value.items()}
 
 
-run.figure(plot_training_set({"training set": columns(train_set[:5000])}), "training_set",
+run.figure(plot_training_set({"mock training set": columns(train_set[:5000])}), "training_set",
            "Figure 1 of the paper: parameters, redshifts, magnitudes and errors of the training set (mock).", mock=True)
 
 # %% [markdown]
@@ -430,7 +430,7 @@ if source == "nsa":
                "Surviving masses of real galaxies against those of the atlas, and what each step of the conversion does.", mock=False)
     run.catalogue(steps, "mass_steps")
     run.metric("masses", {row["step"]: [float(row["offset"]), float(row["scatter"])] for row in steps})
-    run.figure(plot_training_set({"training set": columns(train_set[:5000]), "NSA": {"z": listed.z, "g": listed.mags[:, 1], "r": listed.mags[:, 2], "sigma_r": listed.sigma[:, 2]}}),
+    run.figure(plot_training_set({"mock training set": columns(train_set[:5000]), "NSA": {"z": listed.z, "g": listed.mags[:, 1], "r": listed.mags[:, 2], "sigma_r": listed.sigma[:, 2]}}),
                "training_set_and_atlas", "Figure 1 with the real galaxies of the atlas.", mock=False)
     display(steps)
 
