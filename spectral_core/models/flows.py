@@ -84,12 +84,15 @@ class _Standardised(nn.Module):
         Rows that are not finite are left out; a constant feature raises DataError. `fit` calls this at its start.
         """
         if not isinstance(x, Tensor): x, context = x
-        pairs = [(self.shift, self.scale, x, "feature")]
-        if len(self.context_shift): pairs.append((self.context_shift, self.context_scale, context, "context feature"))
-        for shift, scale, data, what in pairs:
-            for buffer, moment in zip((shift, scale), _moments(data, shift, what)): buffer.copy_(moment)
+        for buffer, moment in zip((self.shift, self.scale), _moments(x, self.shift, "feature")): buffer.copy_(moment)
+        if len(self.context_shift): self._standardise_context(context)
         self.standardised.fill_(True)
         return self
+
+    def _standardise_context(self, context: Tensor | None) -> None:
+        "Set the z-scores of the context (n, context)."
+        moments = _moments(context, self.context_shift, "context feature")
+        for buffer, moment in zip((self.context_shift, self.context_scale), moments): buffer.copy_(moment)
 
     def _scaled_context(self, context: Tensor | None, n: int) -> Tensor | None:
         "The z-scores of the context, one row per object, or the error that it is missing or unwanted."

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log, pi
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ..core import Config, ConfigError, DataError, seed_from
+from ..core import Config, ConfigError, seed_from
+from .flows import _Standardised
 from ..simulate.counter import hashed_bits, hashed_normals, hashed_uniforms
 
 # %% auto #0
@@ -106,31 +106,12 @@ def _draw(numbers: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
     return mean.gather(0, chosen)[0] + normal * torch.exp(log_width.gather(0, chosen)[0].clamp(*_LOG_WIDTHS))
 
 # %% ../../nbs/45_models.mixtures.ipynb #65a9530f
-class _Scaled(nn.Module):
-    "The z-scores of features and context: buffers, so that they travel with the weights."
+class _Scaled(_Standardised):
+    "The z-scores of a flow, but a context feature may be constant: a band that is never missing."
 
-    def __init__(self, n_features: int, n_context: int) -> None:
-        super().__init__()
-        for name, width in (("", n_features), ("context_", n_context)):
-            self.register_buffer(name + "shift", torch.zeros(width))
-            self.register_buffer(name + "scale", torch.ones(width))
-        self.register_buffer("standardised", torch.tensor(False))
-
-    def standardise(self, x: Tensor | tuple[Tensor, Tensor], context: Tensor | None = None) -> Self:
-        """Set the z-scores from `x` (n, features) and `context` (n, context), or from the pair; `fit` does it at its start.
-
-        A context feature that never changes stays as it is; a feature that never changes has no density: DataError.
-        """
-        if not isinstance(x, Tensor): x, context = x
-        scale = x.double().std(0)
-        flat = (~(scale > 0)).nonzero().flatten().tolist()
-        if flat: raise DataError(f"feature {flat} of {len(x)} rows is constant or not finite, and has no density")
-        self.shift.copy_(x.double().mean(0)), self.scale.copy_(scale)
-        if len(self.context_shift):
-            spread = context.double().std(0)
-            self.context_shift.copy_(context.double().mean(0)), self.context_scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
-        self.standardised.fill_(True)
-        return self
+    def _standardise_context(self, context: Tensor) -> None:
+        spread = context.double().std(0)
+        self.context_shift.copy_(context.double().mean(0)), self.context_scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
     def scaled_context(self, context: Tensor | None) -> Tensor | None:
         "Columns (context, n) of the z-scores of a context (n, context), within ±10; or the error that it is missing or unwanted."
