@@ -57,7 +57,7 @@ def main() -> None:
     seen = test.mags, test.sigma, test.state, test.z
     held_out = posterior.log_prob_free(test.free[:, None].float(), *seen).mean().item()
     result, apart = judged(posterior, test)
-    passed = bool(result.meta["passed"]) and max(np.abs(result[f"error_{n}"]).max() for n in (68, 95)) <= 0.05
+    passed = bool(result.meta["passed"]) and max(np.abs(result[f"coverage_{n}"] - n / 100).max() for n in (68, 95)) <= 0.05
     card = {
         "data": f"{N_TRAIN} mock galaxies: published PROVABGS model, errors of the NASA-Sloan Atlas; seed {SEEDS[0]}",
         "command": "python benchmarks/sedflow_calibration.py", "seed": CONFIG.seed,

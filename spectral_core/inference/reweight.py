@@ -16,8 +16,8 @@ from .likelihood import FreePrior, SEDModel, magnitude_log_likelihood, observed,
 from ..simulate.priors import Prior, log_prior_ratio
 
 # %% auto #0
-__all__ = ['pareto_smooth', 'Weights', 'importance_weights', 'resample', 'log_posterior_free', 'FreePosterior', 'WeightedDraws',
-           'weighted_draws', 'support_p_value', 'change_prior']
+__all__ = ['pareto_smooth', 'Weights', 'importance_weights', 'resample', 'FreePosterior', 'WeightedDraws', 'weighted_draws',
+           'support_p_value', 'change_prior']
 
 # %% ../../nbs/72_inference.reweight.ipynb #17c3e066
 def _pareto_fit(excess: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,15 +95,6 @@ def resample(draws: Tensor, weight: Tensor, n: int | None = None, *, seed: int =
     rows = torch.searchsorted(total / total[:, -1:], comb).clamp(max=m - 1)
     rows = rows.gather(1, torch.rand(g, n, generator=random, device=weight.device).argsort(1))
     return draws.gather(1, rows[..., None].expand(-1, -1, draws.shape[2]))
-
-# %% ../../nbs/72_inference.reweight.ipynb #119dcaa2
-def log_posterior_free(model: SEDModel, prior: FreePrior, free: Tensor, mags: Tensor, sigma: Tensor, state: Tensor | None, z: Tensor) -> Tensor:
-    "ln p(x | theta) p(free) (g, n) at free coordinates (g, n, p): the target of weights, per unit of the free coordinates."
-    seen = observed(mags, sigma, state, z).to(free)
-    rows, redshifts = free.flatten(0, 1), seen.z.repeat_interleave(free.shape[1])
-    theta = prior.from_free(rows, redshifts).reshape(free.shape)
-    before = -0.5 * free.square().sum(-1) - 0.5 * free.shape[-1] * log(2 * pi)
-    return magnitude_log_likelihood(predict(model, theta, seen.z), seen) + before
 
 # %% ../../nbs/72_inference.reweight.ipynb #a7f8e0d9
 class FreePosterior(Protocol):
