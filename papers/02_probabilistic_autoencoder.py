@@ -621,6 +621,15 @@ if source == "sdss" and len(real_rest):
     run.metric("pipeline_lines", {"n": len(shared), "lines": beside, "broad": broad})
     print(run.metrics["pipeline_lines"])
 
+# %% [markdown]
+# ## What to take home
+#
+# - Ten numbers hold a spectrum of a thousand bins to the accuracy of the noise over most of the continuum; what they miss sits in a few strong lines.
+# - Emission-line classes are regions of latent space although no line was ever measured by the network. They are neighbourhoods in a landscape and not clouds with gaps between them, and the purity is what says how good they are.
+# - A map invents detail. What stays between two seeds may be believed; an island that does not is the map's own.
+# - Labels are measurements. Two exposures of one galaxy disagree on about one label in five, and a comparison with labels cannot be better than that.
+# - Redshift enters through the empty bins. A method that is to find unusual *galaxies* must be told about the mask, or it will find unusual *gaps*.
+
 # %%
 results = run.finish()
 {claim["id"]: (claim["paper"], round(claim["ours"], 3), claim["verdict"]) for claim in results["claims"]}

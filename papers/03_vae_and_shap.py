@@ -469,6 +469,15 @@ if source == "sdss":
                                          "skewness": skew(principal_rotation(theirs).rotate(theirs)).tolist(), "skewness_ours": skew(rotated["test"]).tolist()})
         print(run.metrics["published_latents"])
 
+# %% [markdown]
+# ## What to take home
+#
+# - The number of latents is a decision with a rule behind it. Here the rule was first tried on spectra made of a known number of quantities, and it should be wherever it is used.
+# - Latents have no meaning one by one. Their principal axes do, to the degree that their variances differ; axes of nearly equal variance may swap places from run to run, and a sentence about "the second axis" should be checked with another seed.
+# - Mutual information says how much a latent knows of a property, in nats, without asking for a straight line between the two. It does not say that the network *uses* the property: mass, age and metals go together in galaxies, and whoever knows one knows something of all.
+# - Attribution sums to the latent, pixel by pixel, against a background of real galaxies. It explains the network, not the galaxy. That the lines and the blue end count most agrees with what an astronomer would look at, which is reassuring and no proof.
+# - A condition that improves the bound on the likelihood only a little was already known to the latents.
+
 # %%
 results = run.finish()
 {claim["id"]: (claim["paper"], round(claim["ours"], 3), claim["verdict"]) for claim in results["claims"]}

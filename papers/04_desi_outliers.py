@@ -619,6 +619,15 @@ published = compare_with_published(catalogue)
 run.metric("published", {"named": len(published), "at_hand": int(published["at_hand"].sum())})
 published[published["at_hand"]] if published["at_hand"].any() else f"none of the {len(published)} published outliers is among these spectra"
 
+# %% [markdown]
+# ## What to take home
+#
+# - One density finds what is rare among galaxies. A second one, for stars, turns the most common kind of rarity into a class: a star called a galaxy is *probable* somewhere else.
+# - The odds of star against galaxy need the evidence of the spectrum under both models, with the errors of the pixels in it, and not only two densities of latents. The formula is written down above because the paper leaves it open.
+# - A faint spectrum can be unusual without anybody noticing. At a signal-to-noise ratio of one per pixel every encoder answers with the average galaxy; what can then be said is whether its *shape* contradicts the average, and a known number of real quasars will be missed.
+# - The sky subtraction and the atmosphere leave imprints that a network learns like anything else. They are searched for in the residuals, with their own pattern as the template.
+# - What is mock here is the galaxies, the stars' mixture and the instrument; what is real is the library stars themselves. Real coadds go through the same code with `source="desi"`.
+
 # %%
 results = run.finish()
 {claim["id"]: (claim["paper"], round(claim["ours"], 3), claim["verdict"]) for claim in results["claims"]}

@@ -434,6 +434,15 @@ if source == "nsa":
                "training_set_and_atlas", "Figure 1 with the real galaxies of the atlas.", mock=False)
     display(steps)
 
+# %% [markdown]
+# ## What to take home
+#
+# - Amortisation moves the cost: one training, then a posterior in hundredths of a second for every galaxy that was simulated well. The training set *is* the model, with its prior and its noise; a galaxy unlike all of it gets a confident answer all the same, which is why the catalogue has columns that warn.
+# - Calibration is a statement about an average. Ranks that are uniform over a thousand mocks do not promise that the posterior of one galaxy is right. The comparison with Markov chains does, galaxy by galaxy, and so do the weights.
+# - Weighting the draws with the exact likelihood costs a quarter of a second and turns a good approximation into the answer, or says that it was not good: few effective draws mean that the network and the likelihood disagree.
+# - Five magnitudes know the mass and the colour, and little else. Where a posterior looks like its prior, it is the prior. The last parameters of the corner plots should be read with that in mind.
+# - Masses of two catalogues can be compared only after the definitions agree: formed or surviving, with or without $h$, the same initial mass function.
+
 # %%
 results = run.finish()
 {claim["id"]: (claim["paper"], round(claim["ours"], 3), claim["verdict"]) for claim in results["claims"]}
