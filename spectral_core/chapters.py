@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import os
 import shutil
@@ -18,13 +17,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .core import ConfigError, DataError, RunError, nearest, run_lock, sha256_of, write_json
+from .core import ConfigError, RunError, nearest, run_lock, sha256_of, write_json
+from spectral_core.provenance import (
+    UNFINISHED,
+    chapter_manifests,
+    data_fingerprint,
+    default_out,
+    finished_run,
+    note_beginning,
+    run_identity,
+)
 from .reporting import write_report
 from .results import STAGING, publish_run, read_results
 
 # %% auto #0
 __all__ = ['KINDS', 'CONTRACT', 'CHOICES', 'list_chapters', 'find_chapter', 'read_parameters', 'check_parameters',
-           'data_fingerprint', 'default_out', 'finished_run', 'result_problems', 'run_chapter']
+           'result_problems', 'run_chapter']
 
 # %% ../nbs/83_chapters.ipynb #bd19a746
 def list_chapters() -> dict[str, Path]:
@@ -110,58 +118,6 @@ def check_parameters(declared: dict[str, tuple[type, Any]], given: dict[str, Any
         raise ConfigError("data are given but the source is 'mock'; say whose they are, e.g. source='sdss'")
     return values
 
-# %% ../nbs/83_chapters.ipynb #ac5acb1f
-def data_fingerprint(data: str | Path) -> str:
-    "Short SHA-256 over the relative names and contents of all files below `data` (a file or a folder); '' for none."
-    if not str(data): return ""
-    root = Path(data)
-    if not root.exists(): raise DataError(f"there is no file or folder {data}")
-    found = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-    if not found: raise DataError(f"{data} holds no files")
-    lines = "".join(f"{p.relative_to(root)} {sha256_of(p)}\n" for p in found)
-    return hashlib.sha256(lines.encode()).hexdigest()[:12]
-
-
-def _identity(parameters: dict[str, Any], data: str) -> dict[str, Any]:
-    "What makes a run this run: all parameters but the places, and the content of the data."
-    return {k: v for k, v in parameters.items() if k not in ("run_id", "out", "data")} | {"data": data}
-
-
-def default_out(stem: str, identity: dict[str, Any]) -> Path:
-    "`runs/<chapter>-<profile>-<source>-<seed>-<hash of parameters and data>`."
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    return Path("runs") / f"{stem}-{identity['profile']}-{identity['source']}-{identity['seed']}-{digest}"
-
-# %% ../nbs/83_chapters.ipynb #279124ec
-def _file_of(module: str) -> Path:
-    "Source file of a module of this library, found without importing it."
-    package, parts = Path(str(files("spectral_core"))), module.split(".")[1:]
-    path = package.joinpath(*parts)
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def _code_changes(results: dict, notebook: Path) -> list[str]:
-    "Names of those files (modules, claims, the notebook) that are no longer what they were when the results were made."
-    sources = {str(_file_of(m)): digest for m, digest in results["code"].items()} | results["claims_file"]
-    sources[str(notebook)] = results.get("notebook")
-    return [Path(f).name for f, digest in sources.items() if not Path(f).is_file() or sha256_of(f)[:12] != digest]
-
-
-def finished_run(out: Path, identity: dict[str, Any], notebook: Path) -> dict | None:
-    "Results of a complete run of this identity, None where there is none, ConfigError where `out` holds another run."
-    if not (out / "results.json").exists(): return None
-    results = read_results(out)
-    theirs = _identity(results.get("parameters", {}), results.get("data", ""))
-    differing = sorted(k for k in {**theirs, **identity} if theirs.get(k) != identity.get(k))
-    advice = "choose another folder, or force the run (the earlier one is kept beside it as .former)"
-    if differing:
-        text = ", ".join(f"{k} {theirs.get(k)!r} there, {identity.get(k)!r} asked" for k in differing)
-        raise ConfigError(f"{out} holds another run ({text}); {advice}")
-    if changes := _code_changes(results, notebook):
-        raise ConfigError(f"{out} holds a run of older code ({', '.join(changes[:5])} changed since); {advice}")
-    complete = all((out / f["file"]).is_file() for f in results["figures"])
-    return results if complete else None
-
 # %% ../nbs/83_chapters.ipynb #fc56f5e0
 def _kernel_class(folder: str) -> type:
     "A kernel manager that starts `sys.executable` and keeps its connection files in `folder`."
@@ -232,7 +188,8 @@ def run_chapter(
     out: str | Path | None = None,  # folder of the run, by default named after what it holds
     parameters: dict[str, Any] | None = None,  # the chapter's other parameters
     timeout: float | None = None,  # seconds a single cell may take
-    force: bool = False,  # set an earlier run in `out` aside instead of returning or refusing it
+    force: bool = False,  # set an earlier run in `out` aside whatever it is
+    stale: str = "refuse",  # "redo": set an earlier run aside if it is another one or by older code
     progress: bool = True,
 ) -> dict:  # the content of results.json
     "Run a chapter strictly: ConfigError before the start where it cannot be right, RunError where it did not end well."
@@ -242,13 +199,15 @@ def run_chapter(
         raise ConfigError(f"{clash} have arguments of their own and cannot be given as other parameters")
     values = check_parameters(read_parameters(notebook), standard | (parameters or {}))
     if data: values["data"] = str(Path(data).resolve())
-    fingerprint = data_fingerprint(values["data"])
-    out = Path(out or default_out(notebook.stem, _identity(values, fingerprint))).resolve()
+    if stale not in ("refuse", "redo"): raise ConfigError(f"stale must be 'refuse' or 'redo', not {stale!r}")
+    identity = run_identity(values, data_fingerprint(values["data"]))
+    out = Path(out or default_out(notebook.stem, identity)).resolve()
     values |= {"run_id": uuid.uuid4().hex, "out": str(out)}
     with run_lock(out):
         if force: _set_aside(out)
-        elif results := finished_run(out, _identity(values, fingerprint), notebook): return results
-        return _run(notebook, out, values, fingerprint, timeout, progress)
+        if results := _earlier_run(out, identity, notebook, stale): return results
+        note_beginning(out, identity, notebook)
+        return _run(notebook, out, values, identity["data"], timeout, progress)
 
 # %% ../nbs/83_chapters.ipynb #cf99e473
 def _set_aside(out: Path) -> None:
@@ -258,6 +217,16 @@ def _set_aside(out: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
     former.mkdir()
     for path in earlier: path.replace(former / path.name)
+
+
+def _earlier_run(out: Path, identity: dict, notebook: Path, stale: str) -> dict | None:
+    "Results of this very run, None where it must run (on); what else lies in `out` is refused or set aside."
+    try:
+        return finished_run(out, identity, notebook, strict=stale == "redo")
+    except ConfigError as error:
+        if stale == "refuse": raise
+        print(f"{error.args[0].partition(';')[0]}: set aside", file=sys.stderr)
+        return _set_aside(out)
 
 
 def _run(notebook: Path, out: Path, values: dict, fingerprint: str, timeout: float | None, progress: bool) -> dict:
@@ -271,10 +240,12 @@ def _run(notebook: Path, out: Path, values: dict, fingerprint: str, timeout: flo
         if target.exists(): target.replace(failed)
         raise RunError(f"{notebook.stem} failed: {'; '.join(problems)}. The notebook as far as it came: {failed}")
     results = read_results(out / STAGING)
-    results |= {"data": fingerprint, "notebook": sha256_of(notebook)[:12], "seconds": round(time.time() - started, 2)}
+    results |= {"data": fingerprint, "notebook": sha256_of(notebook)[:12], "seconds": round(time.time() - started, 2),
+                "manifests": chapter_manifests(notebook.stem, values["source"])}
     write_json(out / STAGING / "results.json", results)
     target.replace(out / STAGING / f"{notebook.stem[:2]}_executed.ipynb")
     publish_run(out)
+    (out / UNFINISHED).unlink()
     failed.unlink(missing_ok=True)
     write_report(out, out / "report.html")
     return results

@@ -204,7 +204,7 @@ def test_fault_35_36_37_a_run_that_does_not_end_well(name, good, tmp_path):
     failed = out / "77_toy.failed.ipynb"
     assert str(failed) in str(error.value) and failed.is_file()
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "run.lock"} == \
-        before | {failed: failed.read_bytes()}
+        before | {p: p.read_bytes() for p in (failed, out / "unfinished.json")}
 
 
 # What a chapter may claim about itself and the runner does not believe. No kernel is needed to say it.
@@ -288,6 +288,42 @@ def test_force_sets_the_earlier_run_aside_and_data_are_known_by_content(good, tm
     assert run(notebook, out, source="sdss", data=tmp_path / "elsewhere")["run_id"] == results["run_id"]
     (data / "a.fits").write_bytes(b"two")
     with pytest.raises(ConfigError, match="holds another run \\(data '"): run(notebook, out, source="sdss", data=data)
+
+
+def test_stale_redo_sets_another_run_aside_and_returns_this_one(good, tmp_path):
+    notebook, first, results = good
+    out = tmp_path / "out"
+    shutil.copytree(first, out)
+    again = run(notebook, out, seed=3, parameters={"scale": 2.0}, stale="redo")
+    assert again["run_id"] == results["run_id"] and not (tmp_path / "out.former").exists()
+    other = run(notebook, out, seed=4, parameters={"scale": 2.0}, stale="redo")
+    assert other["seed"] == 4 and json.loads((tmp_path / "out.former" / "results.json").read_text())["seed"] == 3
+    with pytest.raises(ConfigError, match="stale must be"): run(notebook, out, stale="ignore")
+
+
+def test_checkpoints_of_older_code_are_kept_by_hand_and_set_aside_by_the_workflow(tmp_path):
+    "A chapter leaves a checkpoint and fails; mended, it goes on from there, unless the run must be of one piece."
+    leave = "from pathlib import Path\nPath('checkpoint').touch()"
+    out = tmp_path / "out"
+    with pytest.raises(RunError): run(toy(tmp_path, WORK, leave, "1 / 0", FINISH), out)
+    mended = toy(tmp_path, WORK, "from pathlib import Path\nrun.metric('resumed', Path('checkpoint').exists())", FINISH)
+    with pytest.raises(ConfigError, match="another, unfinished run \\(seed 0 there, 1 asked"): run(mended, out, seed=1)
+    kept = tmp_path / "kept"
+    shutil.copytree(out, kept)
+    assert run(mended, kept)["metrics"]["resumed"] is True
+    assert run(mended, out, stale="redo")["metrics"]["resumed"] is False
+    assert (tmp_path / "out.former" / "checkpoint").exists()
+
+
+def test_a_changed_manifest_makes_a_run_old(good, tmp_path):
+    notebook, first, _ = good
+    copy = tmp_path / "out"
+    shutil.copytree(first, copy)
+    changed = json.loads((copy / "results.json").read_text())
+    changed["manifests"] = {__file__: "0" * 12}
+    write_json(copy / "results.json", changed)
+    with pytest.raises(ConfigError, match=r"test_chapters.py changed since"):
+        run(notebook, copy, seed=3, parameters={"scale": 2.0})
 
 
 def test_a_killed_runner_takes_its_kernel_along_and_can_start_again(tmp_path):
