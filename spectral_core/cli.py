@@ -74,12 +74,13 @@ def run(
     parameter: Annotated[list[str] | None, typer.Option("-p", "--parameter", metavar="NAME VALUE",
                                                         help="Another parameter; repeat as needed")] = None,
     force: Annotated[bool, typer.Option("--force", help="Set an earlier run in the folder aside first")] = False,
+    stale: Annotated[str, typer.Option(help="An earlier run of other parameters, data or code: refuse, or redo (set it aside)")] = "refuse",
 ) -> None:
     "Run a chapter from beginning to end; its numbers are believed only if every step of it completed."
     from spectral_core.chapters import run_chapter
 
     results = run_chapter(chapter, profile=profile, source=source, train=train, data=data, seed=seed, device=device,
-                          out=out, force=force, parameters=_as_dict(parameter or []))
+                          out=out, force=force, stale=stale, parameters=_as_dict(parameter or []))
     counts = Counter(claim["verdict"] for claim in results["claims"])
     print(f"{results['chapter']}: {', '.join(f'{counts[v]} {v}' for v in VERDICTS if counts[v]) or 'no claims'}, "
           f"{results['seconds']:.0f} s (run {results['run_id'][:8]})")
