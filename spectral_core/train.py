@@ -5,11 +5,8 @@
 # %% ../nbs/50_train.ipynb #840d4acf
 from __future__ import annotations
 
-import atexit
 import json
-import logging
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -26,7 +23,8 @@ from tqdm import tqdm
 
 from .batching import as_data, batches, fingerprint, out_of_memory, partition, take, tensors, usable_rows
 from .checkpoint import claim, describe_model, load_checkpoint, save_checkpoint, save_weights, source_fingerprints
-from .core import DataError, RunError, generator, pick_device, run_lock, seed_from, write_json
+from .core import DataError, RunError, generator, run_lock, seed_from, write_json
+from .processes import join, own_device
 from .schedule import FitConfig, Stage, learning_rate
 
 # %% auto #0
@@ -61,28 +59,6 @@ class History:
         return {"best_epoch": self.best_epoch, "excluded": self.excluded, "epochs": self.epochs}
 
 # %% ../nbs/50_train.ipynb #9f71755c
-_log = logging.getLogger(__name__)
-
-
-def _processes(device: str) -> tuple[int, int]:
-    "(rank, number of processes); joins the others where torchrun has set WORLD_SIZE."
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1: return 0, 1
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        atexit.register(dist.destroy_process_group)
-    if dist.get_world_size() != world:
-        raise RunError(f"WORLD_SIZE is {world}, but {dist.get_world_size()} processes found each other; use torchrun")
-    _log.info("process %d of %d on %s", dist.get_rank(), world, device)
-    return dist.get_rank(), world
-
-
-def _own_device(device: str) -> str:
-    "The device asked for; under torchrun each process of a node gets a GPU of its own."
-    device, rank = pick_device(device), os.environ.get("LOCAL_RANK")
-    return f"cuda:{rank}" if device == "cuda" and rank else device
-
-# %% ../nbs/50_train.ipynb #8867b582
 @dataclass
 class _State:
     "The moving parts of a fit, and where it runs."
@@ -114,8 +90,8 @@ class _State:
         rows = [torch.stack([out[k].detach().float() for k in names]) for _, out in seen]
         values = torch.stack(rows).cpu().double()
         counts = torch.tensor([n for n, _ in seen], dtype=torch.float64)
-        total = torch.cat([counts @ values, counts.sum()[None]]).to(self.device)
-        if self.world > 1: dist.all_reduce(total)
+        total = torch.cat([counts @ values, counts.sum()[None]])
+        if self.world > 1: dist.all_reduce(total)  # on the CPU, in float64, which not every device has
         return dict(zip(names, (total[:-1] / total[-1]).tolist()))
 
 # %% ../nbs/50_train.ipynb #6b79e214
@@ -293,8 +269,8 @@ def fit(
     ConfigError says what differs if it is another run; RunError: loss not finite, memory, folder in use.
     """
     config = FitConfig(tuple(stages or [Stage("fit", n_epoch)]), batch_size, lr, schedule, clip, amp, patience, seed)
-    device = _own_device(device)
-    state, data = _State(model, config, device, *_processes(device)), {"train": as_data(train), "valid": as_data(valid)}
+    device = own_device(device)
+    state, data = _State(model, config, device, *join(device)), {"train": as_data(train), "valid": as_data(valid)}
     _fit(state, data, None if run is None else Path(run), progress, force)
     model.eval()
     return state.history
