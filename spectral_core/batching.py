@@ -72,10 +72,11 @@ def tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def _digest(parts: Iterable[Any]) -> str:
-    "SHA-256 over types, shapes and bits, the first 16 hex digits."
+    "SHA-256 over types, shapes and values, the first 16 hex digits."
     digest = hashlib.sha256()
     for tensor in (t for part in parts for t in tensors(part)):
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        if tensor.is_floating_point(): tensor = tensor + 0  # −0 becomes 0: a store may give back either
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
