@@ -111,7 +111,7 @@ def score(
 def fit(
     data: Annotated[Path, typer.Argument(help="A store of normalised spectra, or a .safetensors file of arrays")],
     model: Annotated[str, typer.Option(help="Folder of save_model with the first weights, or a shipped model")],
-    run: Annotated[Path, typer.Option(help="Folder of the run; called again, it goes on")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; called again, it goes on")],
     valid: Annotated[Path | None, typer.Option(help="Validation data; else 15 % of the galaxies of the store")] = None,
     settings: Annotated[Path | None, typer.Option(help="Settings as JSON, or the config.json of another run")] = None,
     n_epoch: Annotated[int | None, typer.Option(help="Epochs [20]")] = None,
@@ -133,8 +133,8 @@ def fit(
     log_processes()
     begun = read_settings(settings) if settings else FitConfig()
     wanted = changed(begun, n_epoch=n_epoch, batch_size=batch_size, lr=lr, seed=seed, amp=amp, patience=patience)
-    history = fit_store(data, model, run, valid=valid, settings=wanted, processes=processes, device=device, force=force)
-    if os.environ.get("RANK", "0") == "0": print(f"{history}\n{run / 'trained'}")
+    history = fit_store(data, model, out, valid=valid, settings=wanted, processes=processes, device=device, force=force)
+    if os.environ.get("RANK", "0") == "0": print(f"{history}\n{out / 'trained'}")
 
 
 @app.command()

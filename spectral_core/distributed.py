@@ -198,7 +198,7 @@ def fit_on_gpus(
     save_model(model, folder / "model")
     write_json(folder / "fit.json", settings.to_dict())
     data = [write_data(part, folder / name) for name, part in (("train", train), ("valid", valid))]
-    command = ["fit", data[0], "--valid", data[1], "--model", folder / "model", "--settings", folder / "fit.json", "--run", run, "--device", device]
+    command = ["fit", data[0], "--valid", data[1], "--model", folder / "model", "--settings", folder / "fit.json", "--out", run, "--device", device]
     flags = ["--processes", n, "--tied", *["--force"] * force]
     _launch([str(word) for word in (*command, *flags)], folder, n, settings.n_epoch, progress)
     for part in data: shutil.rmtree(part) if part.is_dir() else part.unlink()
