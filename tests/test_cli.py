@@ -42,13 +42,14 @@ def test_run_hands_everything_on(command, monkeypatch):
     given = {}
     monkeypatch.setattr(chapters, "run_chapter", lambda chapter, **settings: given.update(settings, chapter=chapter) or RESULTS)
     code, out, _ = command("run", "01", "--profile", "smoke", "--source", "sdss", "--train", "source", "--data", "files",
-                           "--seed", 3, "--device", "cpu", "--out", "here", "-p", "n_rows", "-5", "-p", "name=a=b", "--force")
+                           "--seed", 3, "--device", "cpu", "--out", "here", "-p", "n_rows", "-5", "-p", "name=a=b",
+                           "--force", "--stale", "redo")
     assert code == 0 and out.splitlines()[-1] == "/runs/x/report.html"
     assert "1 reproduced, 1 contradicted" in out and "run 01234567" in out
     assert given.pop("parameters") == {"n_rows": "-5", "name": "a=b"}
     assert {k: str(v) for k, v in given.items()} == {
         "chapter": "01", "profile": "smoke", "source": "sdss", "train": "source", "data": "files", "seed": "3",
-        "device": "cpu", "out": "here", "force": "True"}
+        "device": "cpu", "out": "here", "force": "True", "stale": "redo"}
 
 
 @pytest.mark.parametrize("arguments, message", [
