@@ -36,6 +36,11 @@ class Second(NamedTuple):
     runner_up: float
     template: str
 
+    @property
+    def clear(self) -> bool:
+        "Does it stand out from what a poor model leaves over at any redshift? A hint, not a significance."
+        return self.delta_chi2 > 25 and self.delta_chi2 > 1.5 * self.runner_up
+
 
 class _Curves(NamedTuple):
     "What is drawn of one spectrum, on rest wavelengths (m,); NaN where there is nothing."
