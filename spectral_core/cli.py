@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -87,23 +87,38 @@ def run(
     print(Path(results["parameters"]["out"]) / "report.html")
 
 # %% ../nbs/84_cli.ipynb #4f3846c2
-@app.command()
-def score(
-    files: Annotated[list[Path], typer.Argument(help="Spectra, or folders of them")],
-    model: Annotated[str, typer.Option(help="Name of a shipped model")] = "sdss",
-    out: Annotated[Path | None, typer.Option(help="Table to write: .fits, .ecsv, .csv or .parquet")] = None,
-    pictures: Annotated[int, typer.Option(help="Draw the most unusual N beside the table")] = 0,
-) -> None:
-    "Rank spectra by how unusual they are, without training; one row a file, nothing dropped."
-    from spectral_core.scoring import score
-
-    table = score(files, model=model, out=out, pictures=pictures)
+def _print_top(table: Any, lists: Counter) -> None:
+    "The first twenty rows of a ranked table, and how many stand in each list."
     wanted = ("rank", "id", "z", "sn", "neg_log_prob", "tail_probability", "chi2_valid", "reason", "file")
     top = table[[c for c in wanted if c in table.colnames]][:20]
     for name in top.colnames:
         if top[name].dtype.kind == "f": top[name].info.format = ".4g"
     top.pprint(max_width=-1, max_lines=-1)
-    print(f"{len(table)} rows: " + ", ".join(f"{n} {name}" for name, n in Counter(table["list"].tolist()).most_common()))
+    print(f"{lists.total()} rows: " + ", ".join(f"{n} {name}" for name, n in lists.most_common()))
+
+
+@app.command()
+def score(
+    files: Annotated[list[Path], typer.Argument(help="Spectra, stores, or folders of them")],
+    model: Annotated[str, typer.Option(help="Name of a shipped model, or folder of your own (its density in FOLDER_flow)")] = "sdss",
+    out: Annotated[Path | None, typer.Option(help="Table to write: .fits, .ecsv, .csv or .parquet; called again, it goes on")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="K/N", help="Do the K-th of N shares; without it, merge them")] = None,
+    latents: Annotated[Path | None, typer.Option(help="Table of the latents, row for row with OUT")] = None,
+    pictures: Annotated[int, typer.Option(help="Draw the most unusual N beside the table")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+) -> None:
+    "Rank spectra by how unusual they are, without training: one row each, nothing dropped, any number of them with --out."
+    from spectral_core.scoring import score, score_survey
+
+    if out is None:
+        if shard or latents: raise ConfigError("--shard and --latents need --out, the table they belong to")
+        top = score(files, model=model, pictures=pictures, device=device)
+        lists = Counter(top["list"].tolist())
+    else:
+        record, top = score_survey(files, out, model, shard=shard, latents=latents, pictures=pictures, device=device)
+        if shard: return print(f"shard {shard}: {record['spectra']} spectra in {record['parts']} parts, {record['scored_now']} of them scored now")
+        lists = Counter(record["lists"])
+    _print_top(top, lists)
     if out: print(out)
 
 

@@ -17,7 +17,8 @@ from .core import DataError, RunError, SpectrumError, pick_device
 from .spectra.conditions import check_told
 
 # %% auto #0
-__all__ = ['check_grid', 'in_batches', 'encode', 'reconstruct', 'rest_spectrum', 'chi2', 'log_prob', 'latent_covariance']
+__all__ = ['check_grid', 'in_batches', 'encode', 'reconstruct', 'rest_spectrum', 'chi2', 'encode_with_chi2', 'log_prob',
+           'latent_covariance']
 
 # %% ../nbs/51_predict.ipynb #251a1991
 def check_grid(model: nn.Module, spectra: Any) -> None:
@@ -95,15 +96,22 @@ def rest_spectrum(
 # %% ../nbs/51_predict.ipynb #38377271
 def chi2(model: nn.Module, spectra: Any, *, batch_size: int = 256, device: str = "auto") -> dict[str, np.ndarray]:
     "`chi2_all` and `chi2_valid` (n,): χ² of the reconstruction per pixel of the grid and per unmasked modelled pixel."
+    return encode_with_chi2(model, spectra, batch_size=batch_size, device=device)[1]
+
+
+def encode_with_chi2(model: nn.Module, spectra: Any, *, batch_size: int = 256, device: str = "auto") -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    "What `encode` and `chi2` give, for one pass over the spectra."
 
     def both(b: Any) -> Tensor:
-        flux, inside = model.observe(model.decode(model.encode(*b), *b[3:]).float(), b.z)
+        latents = model.encode(*b)
+        flux, inside = model.observe(model.decode(latents, *b[3:]).float(), b.z)
         weight = torch.where(inside, b.weight, 0)
         total = (weight * (b.flux - flux).square()).sum(1)
-        return torch.stack([total / weight.shape[1], total / (weight > 0).sum(1).clamp(min=1)], 1)
+        quality = torch.stack([total / weight.shape[1], total / (weight > 0).sum(1).clamp(min=1)], 1)
+        return torch.cat([latents.float(), quality.float()], 1)
 
-    values = _apply(model, spectra, both, (2,), batch_size, device)
-    return {"chi2_all": values[:, 0], "chi2_valid": values[:, 1]}
+    values = _apply(model, spectra, both, (model.n_latent + 2,), batch_size, device)
+    return values[:, :-2], {"chi2_all": values[:, -2], "chi2_valid": values[:, -1]}
 
 # %% ../nbs/51_predict.ipynb #3c7c6e77
 def log_prob(flow: nn.Module, latents: np.ndarray, *, batch_size: int = 8192, device: str = "auto") -> np.ndarray:

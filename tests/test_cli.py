@@ -81,10 +81,20 @@ def test_score_prints_the_top_and_where_the_table_is(command, monkeypatch, tmp_p
     table["list"] = ["ranked", "flagged"]
     given = {}
     monkeypatch.setattr(scoring, "score", lambda files, **settings: given.update(settings, files=files) or table)
-    code, out, _ = command("score", "a.fits", "b", "--out", "ranked.fits", "--pictures", 3)
-    assert code == 0 and out.splitlines()[-2:] == ["2 rows: 1 ranked, 1 flagged", "ranked.fits"]
+    code, out, _ = command("score", "a.fits", "b", "--pictures", 3)
+    assert code == 0 and out.splitlines()[-1] == "2 rows: 1 ranked, 1 flagged"
     assert str(2**60) in out and "no redshift" in out and " 0.1235 " in out
     assert [str(f) for f in given["files"]] == ["a.fits", "b"] and (given["model"], given["pictures"]) == ("sdss", 3)
+    record = {"lists": {"ranked": 7, "flagged": 5}, "spectra": 6, "parts": 2, "scored_now": 3}
+    done = lambda *names, **settings: given.update(settings, names=names) or (record, table)
+    monkeypatch.setattr(scoring, "score_survey", done)
+    code, out, _ = command("score", "a.fits", "--out", "ranked.fits", "--latents", "latents.fits", "--device", "cpu")
+    assert code == 0 and out.splitlines()[-2:] == ["12 rows: 7 ranked, 5 flagged", "ranked.fits"]
+    assert [str(n) for n in given["names"][1:]] == ["ranked.fits", "sdss"]
+    assert (str(given["latents"]), given["device"]) == ("latents.fits", "cpu")
+    code, out, _ = command("score", "a.fits", "--out", "ranked.fits", "--shard", "2/4")
+    assert (code, out, given["shard"]) == (0, "shard 2/4: 6 spectra in 2 parts, 3 of them scored now\n", "2/4")
+    assert "--out" in command("score", "a.fits", "--shard", "2/4")[2]
 
 
 def test_fetch_and_list(command, monkeypatch):

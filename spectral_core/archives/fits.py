@@ -18,7 +18,7 @@ import numpy as np
 from ..core import DataError, atomic_write
 
 # %% auto #0
-__all__ = ['card_value', 'HDU', 'read_fits', 'table_bytes', 'write_fits']
+__all__ = ['card_value', 'HDU', 'read_fits', 'read_headers', 'table_bytes', 'write_fits']
 
 # %% ../../nbs/18_archives.fits.ipynb #9e8af96c
 _BLOCK = 2880
@@ -59,7 +59,7 @@ def _cards(raw: bytes, start: int, path: Path) -> tuple[dict[str, bytes], int]:
     "The cards of the header that begins at byte `start`, and where its data begin."
     cards: dict[str, bytes] = {}
     for at in range(start, len(raw) - 79, 80):
-        card = raw[at : at + 80]
+        card = bytes(raw[at : at + 80])
         if card[:8] == b"END     ": return cards, at + 80 + -(at + 80) % _BLOCK
         if card[8:10] == b"= ": cards.setdefault(card[:8].decode("latin-1").rstrip(), card[10:])
     raise DataError(f"{path}: truncated: {len(raw)} bytes, and the header at byte {start} has no END; fetch it again")
@@ -155,8 +155,8 @@ def _verify(hdu: HDU, header: bytes, data: bytes, path: Path) -> None:
         raise DataError(f"{path}: wrong checksum in HDU {hdu.name or 'PRIMARY'}: the file is damaged; fetch it again")
 
 # %% ../../nbs/18_archives.fits.ipynb #904c01cb
-def _unit(raw: bytes, start: int, path: Path) -> tuple[HDU, int]:
-    "The unit that begins at byte `start`, verified, and where the next one begins."
+def _header(raw: bytes, start: int, path: Path) -> tuple[HDU, int, int, list[int]]:
+    "The unit that begins at byte `start`, without data; where its data begin, how many bytes they are, and their shape."
     cards, at = _cards(raw, start, path)
     hdu = HDU("", cards, None)
     shape = [int(hdu.get(f"NAXIS{i + 1}")) for i in range(int(hdu.get("NAXIS")))]
@@ -164,7 +164,13 @@ def _unit(raw: bytes, start: int, path: Path) -> tuple[HDU, int]:
     stop = at + size + -size % _BLOCK
     if size < 0 or stop > len(raw):
         raise DataError(f"{path}: truncated: {len(raw)} bytes where its headers ask for {stop} or more; fetch it again")
-    hdu = hdu._replace(name=str(hdu.get("EXTNAME", "")).strip().upper())
+    return hdu._replace(name=str(hdu.get("EXTNAME", "")).strip().upper()), at, size, shape
+
+
+def _unit(raw: bytes, start: int, path: Path) -> tuple[HDU, int]:
+    "The unit that begins at byte `start`, verified, and where the next one begins."
+    hdu, at, size, shape = _header(raw, start, path)
+    stop = at + size + -size % _BLOCK
     _verify(hdu, raw[start:at], raw[at:stop], path)
     return _with_data(hdu, raw[at : at + size], shape), stop
 
@@ -183,6 +189,24 @@ def read_fits(path: str | Path) -> list[HDU]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: damaged or unknown header in HDU {len(units)} at byte {at} ({error})") from error
         units.append(hdu)
+    return units
+
+# %% ../../nbs/18_archives.fits.ipynb #836d6d6a
+def read_headers(path: str | Path) -> list[HDU]:
+    "The units of a FITS file without their data, checked for length but not for damage; DataError as in `read_fits`."
+    path, units, at = Path(path), [], 0
+    try:
+        with open(path, "rb") as file: start = file.read(9)
+        raw = np.memmap(path, mode="r") if start == b"SIMPLE  =" else np.frombuffer(_content(path), np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        while at < len(raw) and raw[at : at + _BLOCK].tobytes().strip(b"\0 \r\n"):
+            hdu, begin, size, _ = _header(memoryview(raw), at, path)
+            units.append(hdu)
+            at = begin + size + -size % _BLOCK
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: damaged or unknown header in HDU {len(units)} at byte {at} ({error})") from error
     return units
 
 # %% ../../nbs/18_archives.fits.ipynb #e47d627f

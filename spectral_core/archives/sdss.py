@@ -76,8 +76,9 @@ def _identify(table: Table) -> tuple[np.ndarray, np.ndarray]:
 _MASKING = {"any": -1, "pixel": -1 << 16, "none": 0}  # the bits of and_mask that count
 
 # %% ../../nbs/20_archives.sdss.ipynb #acbf6f67
-def _files(paths: str | Path | Sequence[str | Path]) -> list[tuple[Path, str]]:
+def _files(paths: str | Path | Sequence[str | Path] | Mapping[Path, str]) -> list[tuple[Path, str]]:
     "Paths and the names they go by: a file's own name, and below a folder the path from there."
+    if isinstance(paths, Mapping): return list(paths.items())
     found = []
     for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         if not path.is_dir(): found.append((path, path.name)); continue
@@ -121,7 +122,7 @@ def _drop_repeated(id: np.ndarray, files: Sequence[str], dedupe: str | None) -> 
 
 # %% ../../nbs/20_archives.sdss.ipynb #9672ce42
 def read_sdss(
-    paths: str | Path | Sequence[str | Path],  # files, folders (searched recursively), or a list of them
+    paths: str | Path | Sequence[str | Path] | Mapping[Path, str],  # files, folders (searched recursively), a list, or file → its name
     *,
     z: float | Sequence[float] | Mapping[str, float] | None = None,  # overrides: for all, one a file, or by file name
     survey: str | Survey = "sdss",  # the grid to place them on; "boss" keeps all of a BOSS file

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,24 @@ def _verify(folder: Path, index: dict[str, Any]) -> None:
             raise DataError(f"{folder}/table-{k:05d}.ecsv is damaged (wrong SHA-256); write the store again")
 
 # %% ../../nbs/16_spectra.store.ipynb #de215fd8
+@lru_cache(maxsize=2)
+def _table_part(path: Path, digest: str) -> Table:
+    "The table of one part; the digest is there so that a store written anew is read anew."
+    return Table.read(path, format="ascii.ecsv")
+
+
+def _table_rows(folder: Path, index: dict[str, Any], rows: np.ndarray) -> Table | None:
+    "Some rows (k,) of the table, read from those parts alone that hold them; None where there are no columns."
+    ends = np.cumsum([part["n"] for part in index["parts"]])
+    at = np.searchsorted(ends, rows, side="right")
+    tables, order = [], np.argsort(at, kind="stable")
+    for k in np.unique(at).tolist():
+        part = _table_part(folder / f"table-{k:05d}.ecsv", index["parts"][k]["sha256"]["table"])
+        if not len(part.columns): return None
+        tables.append(part[rows[at == k] - ends[k] + index["parts"][k]["n"]])
+    return vstack(tables, metadata_conflicts="silent")[np.argsort(order)] if tables else None
+
+
 class Store:
     "Spectra in a folder, mapped into memory: `len`, `store[rows] -> Spectra`, `batch(rows)`, `batches()`, `split()`."
 
@@ -128,11 +146,21 @@ class Store:
     def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray) -> Spectra:
         "Some rows as Spectra, cleaned and checked like any other."
         rows = np.atleast_1d(np.arange(len(self))[rows])
+        return self._spectra(rows, self.table[rows] if len(self.table.columns) else None)
+
+    def _spectra(self, rows: np.ndarray, table: Table | None) -> Spectra:
+        "Rows (k,) and their table as Spectra."
         flux, signed = (a.numpy() for a in self._gather(rows))
         ivar, mask = _unsigned(signed)
         arrays = {name: self.rows[name][rows] for name in _ARRAYS}
-        table = self.table[rows] if len(self.table.columns) else None
         return Spectra(flux, ivar, arrays.pop("z"), self.survey, mask=mask, table=table, **arrays)
+
+    def read(self, rows: np.ndarray) -> Spectra:
+        "The same rows, with nothing left in memory afterwards: for passing once over a store of any size."
+        rows = np.atleast_1d(rows)
+        spectra = self._spectra(rows, _table_rows(self.folder, self.index, rows))
+        self._flux, self._signed = (self._map(name) for name in ("flux", "ivar"))  # the old maps go, with the pages they held
+        return spectra
 
     def batch(self, rows: np.ndarray) -> Batch:
         "Some rows as tensors: flux, weight (k, m) float32 and z (k,), 0 where it is not finite."
