@@ -18,13 +18,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .core import ConfigError, RunError, atomic_write, nearest, sha256_of, write_json
+from .tables import _in_fits, _plain, table_format, write_table  # noqa: F401 (their home of old)
 
 # %% auto #0
-__all__ = ['VERDICTS', 'STAGING', 'verdict', 'read_claims', 'publish_run', 'table_format', 'write_table', 'ChapterRun',
-           'read_results']
+__all__ = ['VERDICTS', 'STAGING', 'verdict', 'read_claims', 'publish_run', 'ChapterRun', 'read_results']
 
 # %% ../nbs/79_results.ipynb #cacec15e
 _RULES = {
@@ -122,39 +120,6 @@ def _save_figure(figure: Any, path: Path, mock: bool) -> None:
         from IPython.display import Image, display
 
         display(Image(data=path.read_bytes()))  # the saved file itself, whatever the backend
-
-# %% ../nbs/79_results.ipynb #7ca0dbf1
-_FORMATS = {".fits": "fits", ".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".parquet": "parquet"}
-_ASCII = str.maketrans({"×": "x", "−": "-", "–": "-", "²": "2", "Å": "A", "χ": "chi", "σ": "sigma"})
-
-
-def table_format(path: str | Path) -> str:
-    "The astropy format for a file name; ConfigError for an unknown suffix."
-    suffix = Path(path).suffix.lower()
-    if suffix not in _FORMATS: raise ConfigError(f"{path}: a table can be written as {', '.join(_FORMATS)}")
-    return _FORMATS[suffix]
-
-
-def _plain(text: str) -> str:
-    "The text in ASCII."
-    return text.translate(_ASCII).encode("ascii", "replace").decode()
-
-
-def _in_fits(table: Any) -> None:
-    "Make a table what FITS can hold, in place: texts in ASCII, and descriptions as TCOMMn too."
-    for key in [k for k in table.meta if k.startswith("TCOMM")]: del table.meta[key]  # as read from another file
-    for i, name in enumerate(table.colnames, 1):
-        said = _plain(table[name].info.description or "").strip()
-        if table[name].dtype.kind == "U": table[name] = np.array([_plain(text) for text in table[name].tolist()], dtype="S")
-        if said: table[name].info.description = table.meta[f"TCOMM{i}"] = said
-
-
-def write_table(table: Any, path: str | Path) -> Path:
-    "Write an astropy Table in one piece, in the format its suffix names, units and descriptions kept; returns the path."
-    kind, table = table_format(path), table.copy(copy_data=False)
-    if kind == "fits": _in_fits(table)
-    with atomic_write(path) as temporary: table.write(temporary, format=kind)
-    return Path(path)
 
 # %% ../nbs/79_results.ipynb #c697483f
 class ChapterRun:
