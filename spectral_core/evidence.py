@@ -173,7 +173,7 @@ class Cases:
         if said: out.append("catalogue: " + " · ".join(said))
         second = self.second[i]
         if second is not None and second.clear: out.append(f"second z? {second.z:.4f} (Δχ² {second.delta_chi2:.0f}, elsewhere {second.runner_up:.0f})")
-        if "reason" in self.ranked.colnames and str(row["reason"]): out.append(str(row["reason"]))
+        if "reason" in self.ranked.colnames and str(row["reason"]): out.append(str(row["reason"]).replace("_", " ").lower())
         return out
 
     def position(self, i: int) -> tuple[float, float]:
@@ -183,8 +183,8 @@ class Cases:
         return float("nan"), float("nan")
 
     def links(self, i: int) -> dict[str, str]:
-        "Name → address of the pages on this position."
-        return sky_links(*self.position(i))
+        "Name → address of the pages on this position, and of an image."
+        return sky_links(*self.position(i)) | ({"image": self.cutout(i)} if self.cutout(i) else {})
 
     def cutout(self, i: int) -> str:
         "Address of an image, '' where the position isn't known."
@@ -196,8 +196,8 @@ class Cases:
         rows = self.nearest[i][self.nearest[i] >= 0]
         titles = [f"#{r}   z {z:.3f}" if r > 0 else f"not ranked   z {z:.3f}" for r, z in zip(self.reference_rank[rows], self.reference.z[rows])]
         model, second = None if self.reconstruction is None else self.reconstruction[i], self.second[i]
-        return plot_case(self.spectra[i], model, second=second if second and second.clear else None, neighbours=self.reference[rows], neighbour_titles=titles,
-                         title=self.title(i), note="mock" if self.mock else "", narrow=narrow)
+        return plot_case(self.spectra[i], model, second=second if second and second.clear else None, neighbours=self.reference[rows],
+                         neighbour_titles=titles, title="" if narrow else self.title(i), note="mock" if self.mock else "", narrow=narrow)
 
 # %% ../nbs/82_evidence.ipynb #316388bc
 def describe(cases: Cases, i: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import html
 import io
 import os
 import warnings
@@ -23,7 +24,7 @@ from .core import ConfigError, DataError, RunError
 
 # %% auto #0
 __all__ = ['CLASSES', 'FIELDS', 'labels_path', 'add_label', 'read_labels', 'current_labels', 'hold_desk', 'leave_desk', 'desk',
-           'count_classes', 'disagreements', 'read_published', 'published_overlap']
+           'count_classes', 'disagreements', 'read_published', 'published_overlap', 'html_table']
 
 # %% ../nbs/80_inspection.ipynb #5c88c796
 CLASSES = {
@@ -202,3 +203,10 @@ def published_overlap(labels: Table, ranked: Table, published: Table | None = No
     table["labels"] = np.array([", ".join(sorted(set(now["class"][now["id"] == i].tolist()))) for i in table["id"]], dtype=str)
     table = table[["id", "rank", "group", "source", "labels"]]
     return table[np.argsort(np.where(table["rank"] > 0, table["rank"], np.iinfo(int).max), kind="stable")]
+
+# %% ../nbs/80_inspection.ipynb #0e8c8bb6
+def html_table(table: Table) -> str:
+    "A small table as HTML."
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.colnames)
+    rows = ("".join(f"<td>{html.escape(str(value))}</td>" for value in row) for row in table)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"

@@ -25,6 +25,7 @@ from spectral_core.inspection import (
     current_labels,
     disagreements,
     hold_desk,
+    html_table,
     labels_path,
     published_overlap,
     read_labels,
@@ -32,7 +33,7 @@ from spectral_core.inspection import (
 from .spectra.container import Spectra
 
 # %% auto #0
-__all__ = ['Desk', 'html_table', 'DeskView', 'vet', 'write_desk']
+__all__ = ['Desk', 'DeskView', 'vet', 'write_desk']
 
 # %% ../nbs/83_vetting.ipynb #2047f262
 class Desk:
@@ -81,7 +82,7 @@ class Desk:
         i = self.i if i is None else i
         if i not in self._pictures:
             buffer = BytesIO()
-            self.cases.figure(i).savefig(buffer, format="png", dpi=100)
+            self.cases.figure(i).savefig(buffer, format="png", dpi=110)
             self._pictures[i] = buffer.getvalue()
         return self._pictures[i]
 
@@ -92,13 +93,6 @@ class Desk:
                              ("Among the published outliers", published_overlap(labels, self.cases.ranked))):
             parts.append(f"<h4>{title}</h4>" + (html_table(table) if len(table) else "<p>none</p>"))
         return "".join(parts)
-
-
-def html_table(table: Table) -> str:
-    "A small table as HTML."
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.colnames)
-    rows = ("".join(f"<td>{html.escape(str(value))}</td>" for value in row) for row in table)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
 
 # %% ../nbs/83_vetting.ipynb #86962de7
 _CSS = """<style>
@@ -129,7 +123,7 @@ class DeskView:
         self.desk = desk
         n = len(desk.cases)
         self.head, self.status, self.counts, self.sky = w.HTML(), w.HTML(), w.HTML(), w.HTML()
-        self.image = w.Image(format="png", layout=w.Layout(width="100%", max_width="1300px"))
+        self.image = w.Image(format="png", layout=w.Layout(width="100%", max_width="1210px"))
         self.place = w.BoundedIntText(value=desk.i + 1, min=1, max=n, layout=w.Layout(width="70px"))
         self.only = w.Dropdown(options=["all", "unlabelled", *desk.classes], value="all", layout=w.Layout(width="140px"))
         self.comment = w.Text(placeholder="comment, saved with the class", layout=w.Layout(width="380px"))
@@ -251,5 +245,7 @@ def write_desk(ranked: str | Path, data: Sequence[str | Path], out: str | Path |
     if not Path(ranked).is_file(): raise DataError(f"there is no ranked table {ranked}")
     values = {"ranked": str(Path(ranked).resolve()), "data": [str(Path(d).resolve()) for d in data]} | parameters
     book = parameterize_notebook(source, values)
+    for cell in book.cells:
+        if cell.cell_type == "code": cell.metadata["jupyter"] = {"source_hidden": True}  # more room for the desk
     with atomic_write(out) as temporary: nbformat.write(book, temporary)
     return out

@@ -170,10 +170,10 @@ def plot_case(
 ) -> Figure:
     "Spectrum and model, residual in units of the noise, line windows, second redshift and neighbours of one object. SpectrumError unless it is one."
     if len(spectrum) != 1: raise SpectrumError(f"a case is one spectrum, not {len(spectrum)}")
-    z, size = float(spectrum.z[0]) if np.isfinite(spectrum.z[0]) else 0.0, 6.5
+    z, size = float(spectrum.z[0]) if np.isfinite(spectrum.z[0]) else 0.0, 6.5 if narrow else 7.0
     width, model = _width(spectrum), None if model is None else np.reshape(model, -1)
     c = _curves(spectrum, model, width)
-    figure = Picture(figsize=(5.0, 4.5) if narrow else (13.0, 6.2), layout="constrained")
+    figure = Picture(figsize=(4.2, 4.2) if narrow else (11.0, 5.6), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0.01, wspace=0.01)
     left, *right = [figure] if narrow else figure.subfigures(1, 2, width_ratios=(3.4, 1.0))
     grid = left.add_gridspec(3, len(zooms), height_ratios=(2.6, 1.1, 1.5) if narrow else (3.0, 1.2, 1.8))
@@ -181,7 +181,7 @@ def plot_case(
     _main(main, c, z, size)
     _residual(residual, c, z, second, size)
     _zooms([left.add_subplot(grid[2, i]) for i in range(len(zooms))], _curves(spectrum, model, width // 3), zooms, size)
-    if title: main.set_title(title, fontsize=8 if narrow else 10)
+    if title: main.set_title(title, fontsize=9)
     main.set_ylabel("flux" + (" (continuum = 1)" if "norm" in spectrum.table.colnames else ""))
     residual.set_ylabel("residual / σ")
     residual.set_xlabel("rest wavelength (Å, vacuum)" + ("" if np.isfinite(spectrum.z[0]) else ": no redshift, observed frame"))
