@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import html
+import json
 import os
+import re
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,64 +21,92 @@ from .core import RunError, atomic_write
 from .results import VERDICTS, read_results
 
 # %% auto #0
-__all__ = ['write_report']
+__all__ = ['duration', 'claim_rows', 'count_verdicts', 'light_png', 'heading', 'write_report']
 
 # %% ../nbs/82_reporting.ipynb #747757da
 _STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: light; scroll-padding-top: 3.5rem; }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c1b1f; background: #fff; }
-body { max-width: 62rem; margin: auto; padding: 1rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; }
-h2 { margin-top: 3rem; border-top: 2px solid #1c1b1f; padding-top: .8rem; }
-h3 { margin: 1.8rem 0 .4rem; }
+body { max-width: 64rem; margin: auto; padding: 1rem 1rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 1rem 0 .3rem; }
+h2 { margin: 4rem 0 .2rem; border-top: 2px solid #1c1b1f; padding-top: 1rem; line-height: 1.25; }
+h3 { margin: 2rem 0 .4rem; }
 a { color: #0b57d0; }
-small, figcaption { color: #5a5660; }
-.chips { display: flex; flex-wrap: wrap; gap: .4rem; padding: 0; list-style: none; }
+nav { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #e2e2e6; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: .5rem 0; font-size: .9rem; }
+nav a { text-decoration: none; }
+small, figcaption, .source { color: #5a5660; }
+.source { margin-top: 0; } td small { display: inline-block; }
+.chips { display: flex; flex-wrap: wrap; gap: .4rem; padding: 0; margin: .6rem 0; list-style: none; }
 .chips li { background: #eef1f5; border-radius: 1rem; padding: .1rem .7rem; font-size: .9rem; }
 .note { background: #fff4e0; border-left: 4px solid #b26a00; padding: .5rem .8rem; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; margin: .6rem 0; }
 th { text-align: left; border-bottom: 2px solid #79747e; }
-td, th { padding: .3rem .6rem .3rem 0; vertical-align: top; }
-td { border-bottom: 1px solid #e2e2e6; overflow-wrap: anywhere; }
-.number { white-space: nowrap; }
+td, th { padding: .35rem .9rem .35rem 0; vertical-align: top; }
+td { border-bottom: 1px solid #e2e2e6; font-variant-numeric: tabular-nums; }
+td:last-child { padding-right: 0; }
+.claims td:first-child { width: 42%; } .claims td:last-child { width: 22%; }
+.numbers td { overflow-wrap: anywhere; } .numbers td:first-child { width: 38%; }
+.fixed { white-space: nowrap; }
 .verdict { font-weight: 600; white-space: nowrap; }
 .reproduced { color: #146c2e; } .same-sign { color: #8a5000; }
 .mock-cannot-test { color: #4a5a70; } .contradicted { color: #b3261e; }
-figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; display: block; }
+figure { margin: 1.4rem 0; } img { max-width: 100%; height: auto; display: block; }
 details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
 @media (max-width: 40rem) {
-  thead { display: none; } td { display: block; border: 0; padding: 0; }
-  tr { display: block; border-bottom: 1px solid #c9c5d0; padding: .5rem 0; }
-  td[data-label]::before { content: attr(data-label) ": "; color: #5a5660; }
+  h1 { font-size: 1.6rem; }
+  thead { display: none; } table, tbody { display: block; width: 100%; }
+  tr { display: grid; grid-template-columns: 1.25fr 1fr; gap: .1rem .8rem; }
+  tr { border-bottom: 1px solid #c9c5d0; padding: .6rem 0; }
+  td, .claims td, .numbers td { display: block; border: 0; padding: 0; width: auto !important; overflow-wrap: anywhere; }
+  td:first-child { grid-column: 1 / -1; font-weight: 600; } td:last-child { grid-column: 1 / -1; }
+  td:not(:first-child)::before { content: attr(data-label) ": "; color: #5a5660; font-weight: 400; }
 }
 """
 
 # %% ../nbs/82_reporting.ipynb #4418e37a
-def _text(value: Any) -> str:
-    "A value as short, escaped text: numbers to four digits, lists with commas."
+def _say(value: Any) -> str:
+    "A value in few words: numbers to four digits, lists with commas."
     if value is None: return "–"
     if isinstance(value, bool): return "yes" if value else "no"
     if isinstance(value, float): return f"{value:.4g}"
-    if isinstance(value, list): return ", ".join(map(_text, value[:12])) + (" …" if len(value) > 12 else "")
-    if isinstance(value, dict): return "; ".join(f"{_text(k)} {_text(v)}" for k, v in value.items())
-    return html.escape(str(value))
+    if isinstance(value, list): return ", ".join(map(_say, value[:12])) + (" …" if len(value) > 12 else "")
+    if isinstance(value, dict): return "; ".join(f"{_say(k)} {_say(v)}" for k, v in value.items())
+    return str(value)
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _text(value: Any) -> str:
+    "The same, escaped."
+    return html.escape(_say(value))
+
+
+def duration(seconds: float) -> str:
+    "A time as one says it: 41 s, 5 min 25 s, 2 h 3 min."
+    s = round(seconds)
+    if s < 60: return f"{s} s"
+    return f"{s // 60} min {s % 60} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60} min"
+
+
+def _table(kind: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     "An HTML table; on a phone each cell carries its column's name."
     head = "".join(f"<th>{name}</th>" for name in names)
     cells = ["".join(f'<td data-label="{name}">{cell}</td>' for name, cell in zip(names, row)) for row in rows]
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{c}</tr>' for c in cells)}</tbody></table>"
+    rows = "".join(f"<tr>{c}</tr>" for c in cells)
+    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _word(name: str, text: str | None = None) -> str:
     "A verdict in its colour."
     return f'<span class="verdict {name.replace(" ", "-")}">{text or name}</span>'
 
-# %% ../nbs/82_reporting.ipynb #1d8983de
+# %% ../nbs/82_reporting.ipynb #931ed95a
 _WORDS = {"relative": "within {:.0%}", "absolute": "± {}", "factor": "within a factor of {}", "sign": "same sign",
           "at_least": "≥ {}", "at_most": "≤ {}", "between": "{0[0]} to {0[1]}"}
+_MEANING = {"reproduced": "our number lies within the tolerance that stood in the claims file before the run",
+            "same sign": "the effect is there, its size is not the paper's",
+            "mock cannot test": "the number depends on what the mock was given by hand: its noise, or how many galaxies it has of each kind",
+            "contradicted": "the effect is not there, or it goes the other way"}
 
 
 def _tolerance(claim: dict) -> str:
@@ -84,20 +115,67 @@ def _tolerance(claim: dict) -> str:
     return _WORDS[rule].format(width)
 
 
+def claim_rows(
+    results: dict,  # content of results.json
+) -> list[dict[str, str]]:
+    "Each claim in plain words: what, where, paper, ours, interval, tolerance, verdict, reason ('' where there is none)."
+    return [{"what": c["what"], "where": c["where"], "paper": _say(c["paper"]), "ours": _say(c["ours"]),
+             "interval": f"[{_say(c['interval'])}]" if c.get("interval") else "", "tolerance": _tolerance(c),
+             "verdict": c["verdict"], "reason": c.get("reason") or ""} for c in results["claims"]]
+
+
+def count_verdicts(runs: Iterable[dict]) -> dict[str, int]:
+    "How many claims of these results got each verdict, in the order of `VERDICTS`, zeros left out."
+    counts = Counter(claim["verdict"] for results in runs for claim in results["claims"])
+    return {word: counts[word] for word in VERDICTS if counts[word]}
+
+
 def _claims_table(results: dict) -> str:
     "Paper, ours, tolerance, verdict: one row a claim."
     rows = []
-    for claim in results["claims"]:
-        ours = _text(claim["ours"])
-        if claim.get("interval"): ours += f' <small class="number">[{_text(claim["interval"])}]</small>'
-        what = f'{html.escape(claim["what"])} <small>{html.escape(claim["where"])}</small>'
-        reason = f'<br><small>{html.escape(claim["reason"])}</small>' if claim.get("reason") else ""
-        rows.append([what, _text(claim["paper"]), ours, _tolerance(claim), _word(claim["verdict"]) + reason])
+    for claim in claim_rows(results):
+        say = {name: html.escape(text) for name, text in claim.items()}
+        small = {name: f'<br><small>{say[name]}</small>' if say[name] else "" for name in ("interval", "reason")}
+        rows.append([f'{say["what"]} <small>{say["where"]}</small>', say["paper"], f'<span class="fixed">{say["ours"]}</span>{small["interval"]}',
+                     say["tolerance"], _word(claim["verdict"]) + small["reason"]])
     missing = results.get("not_measured", [])
     note = f"<p><small>Not measured in this run: {_text(missing)}.</small></p>" if missing else ""
-    return _table(["claim", "paper", "ours", "tolerance", "verdict"], rows) + note
+    return _table("claims", ["claim", "paper", "ours", "tolerance", "verdict"], rows) + note
 
-# %% ../nbs/82_reporting.ipynb #931ed95a
+# %% ../nbs/82_reporting.ipynb #d6b238c2
+def light_png(picture: bytes) -> bytes:
+    "The same picture with a palette of at most 256 colours and no metadata; as it was where that is not smaller."
+    from PIL import Image
+
+    with Image.open(BytesIO(picture)) as image:
+        opaque = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    small = BytesIO()
+    opaque.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return min(picture, small.getvalue(), key=len)
+
+
+def _figure(folder: Path, figure: dict) -> str:
+    "A figure with its caption, the picture inside the page."
+    picture = b64encode(light_png((folder / figure["file"]).read_bytes())).decode()
+    caption = html.escape(figure["caption"])
+    alt = html.escape(figure["caption"], quote=True)
+    return f'<figure><img alt="{alt}" src="data:image/png;base64,{picture}"><figcaption>{caption}</figcaption></figure>'
+
+# %% ../nbs/82_reporting.ipynb #251d802a
+def heading(
+    folder: str | Path,  # of a finished run
+    results: dict,  # its results.json
+) -> tuple[str, str]:  # plain text; the second is '' where the notebook names no paper
+    "The chapter's title and the paper it reproduces, as its executed notebook says them."
+    notebook = Path(folder) / f"{results['chapter'][:2]}_executed.ipynb"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.is_file() else []
+    first = "".join(cells[0]["source"]) if cells and cells[0]["cell_type"] == "markdown" else ""
+    paper = " ".join(line[1:].strip() for line in first.split("\n\n")[1].splitlines()) if re.match(r"# .+\n\n>", first) else ""
+    if first.startswith("# "): return first.splitlines()[0][2:].strip(), paper.replace("*", "")
+    number, _, name = results["chapter"].partition("_")
+    return f"{number} · {name.replace('_', ' ')}" if name else number, ""
+
+
 def _flat(values: dict, prefix: str = "") -> list[list[str]]:
     "Nested metrics as rows of (name, value)."
     rows = []
@@ -107,20 +185,6 @@ def _flat(values: dict, prefix: str = "") -> list[list[str]]:
     return rows
 
 
-def _figure(folder: Path, figure: dict) -> str:
-    "A figure with its caption, the picture inside the page."
-    picture = b64encode((folder / figure["file"]).read_bytes()).decode()
-    caption = html.escape(figure["caption"])
-    alt = html.escape(figure["caption"], quote=True)
-    return f'<figure><img alt="{alt}" src="data:image/png;base64,{picture}"><figcaption>{caption}</figcaption></figure>'
-
-# %% ../nbs/82_reporting.ipynb #e1cab10f
-def _title(results: dict) -> str:
-    "`01_redshift_invariance` as a heading."
-    number, _, name = results["chapter"].partition("_")
-    return html.escape(f"Chapter {number.lstrip('0')}" + (f": {name.replace('_', ' ')}" if name else ""))
-
-
 def _links(folder: Path, results: dict, beside: Path) -> str:
     "Links to the executed notebook and the catalogues, relative to the page."
     names = [f"{results['chapter'][:2]}_executed.ipynb", "results.json", *results.get("catalogues", [])]
@@ -128,37 +192,58 @@ def _links(folder: Path, results: dict, beside: Path) -> str:
     return " · ".join(f'<a href="{link}">{name}</a>' for name, link in links.items())
 
 
-def _run_section(folder: Path, results: dict, beside: Path) -> str:
-    "One run: header, claims, figures, metrics, and what made it."
-    chips = [f"{k} {_text(results['parameters'].get(k))}" for k in ("profile", "source", "train", "seed")]
-    chips.append(f"{_text(results['seconds'])}&nbsp;s")
-    note = '<p class="note">Simulated data: the numbers and pictures come from the project\'s own mock survey.</p>'
-    made = _flat({"parameters": results["parameters"], "versions": results["versions"]})
-    return "".join([
-        f'<section id="{_anchor(folder)}"><h2>{_title(results)}</h2>',
-        '<ul class="chips">', *(f"<li>{c}</li>" for c in chips), "</ul>", note if results["source"] == "mock" else "",
-        "<h3>Claims</h3>", _claims_table(results),
-        "<h3>Figures</h3>", *(_figure(folder, f) for f in results["figures"]),
-        "<details><summary>Metrics</summary>", _table(["metric", "value"], _flat(results["metrics"])), "</details>",
-        "<details><summary>Parameters and versions</summary>", _table(["name", "value"], made), "</details>",
-        f"<p>{_links(folder, results, beside)}</p></section>"])
-
-
 def _anchor(folder: Path) -> str:
     "The folder's name as the section's id."
     return quote(Path(folder).resolve().name)
 
-# %% ../nbs/82_reporting.ipynb #d6b238c2
+
+def _mock_note(runs: Iterable[dict]) -> str:
+    "A word of warning above numbers that were made from simulated data."
+    if not any(results["source"] == "mock" for results in runs): return ""
+    return '<p class="note">Simulated data: the numbers and pictures come from the project\'s own mock survey.</p>'
+
+
+def _run_section(folder: Path, results: dict, beside: Path) -> str:
+    "One run: header, claims, figures, metrics, and what made it."
+    title, paper = map(html.escape, heading(folder, results))
+    chips = [f"{k} {_text(results['parameters'].get(k))}" for k in ("profile", "source", "train", "seed")]
+    chips += [duration(results["seconds"]), f"finished {_text(results['finished'][:16].replace('T', ' '))} UTC"]
+    made = _flat({"parameters": results["parameters"], "versions": results["versions"]})
+    return "".join([
+        f'<section id="{_anchor(folder)}"><h2>{title}</h2>', f'<p class="source">{paper}</p>' if paper else "",
+        '<ul class="chips">', *(f"<li>{c}</li>" for c in chips), "</ul>", _mock_note([results]),
+        "<h3>Claims</h3>", _claims_table(results),
+        "<h3>Figures</h3>", *(_figure(folder, f) for f in results["figures"]),
+        "<details><summary>Metrics</summary>", _table("numbers", ["metric", "value"], _flat(results["metrics"])), "</details>",
+        "<details><summary>Parameters and versions</summary>", _table("numbers", ["name", "value"], made), "</details>",
+        f"<p>{_links(folder, results, beside)}</p></section>"])
+
+# %% ../nbs/82_reporting.ipynb #63ca7795
+def _verdicts(runs: Iterable[dict]) -> str:
+    "Coloured counts."
+    return " · ".join(_word(word, f"{n} {word}") for word, n in count_verdicts(runs).items()) or "no claims"
+
+
 def _overview(runs: dict[Path, dict]) -> str:
-    "One row a run: chapter, data, seed, time, verdict counts."
+    "What came out of all, then one row a run: chapter, data, seed, time, verdict counts."
     rows = []
     for folder, results in runs.items():
-        counts = Counter(c["verdict"] for c in results["claims"])
-        words = " · ".join(_word(v, f"{counts[v]} {v}") for v in VERDICTS if counts[v])
         data = f"{_text(results['profile'])}, {_text(results['source'])}, seed {_text(results['seed'])}"
-        name = f'<a href="#{_anchor(folder)}">{_title(results)}</a>'
-        rows.append([name, data, f"{_text(results['seconds'])}&nbsp;s", words or "–"])
-    return _table(["chapter", "run", "time", "verdicts"], rows)
+        name = f'<a href="#{_anchor(folder)}">{html.escape(heading(folder, results)[0])}</a>'
+        time = f'<span class="fixed">{duration(results["seconds"])}</span>'
+        rows.append([name, f'<span class="fixed">{data}</span>', time, _verdicts([results])])
+    n, seconds = sum(len(r["claims"]) for r in runs.values()), sum(r["seconds"] for r in runs.values())
+    words = "".join(f"<li>{_word(word)}: {meaning}</li>" for word, meaning in _MEANING.items())
+    return (f"<p>{n} claims beside our numbers: {_verdicts(runs.values())}. {duration(seconds)} of computing.</p>"
+            + _table("runs", ["chapter", "run", "time", "verdicts"], rows)
+            + f"<details><summary>What the four words mean</summary><ul>{words}</ul></details>")
+
+
+def _navigation(runs: dict[Path, dict]) -> str:
+    "Links to the chapters that stay in sight; none for a single run."
+    links = [f'<a href="#{_anchor(f)}" title="{html.escape(heading(f, r)[0], quote=True)}">{_text(r["chapter"].partition("_")[0])}</a>'
+             for f, r in runs.items()]
+    return f'<nav><a href="#top">spectral_core</a>{"".join(links)}</nav>' if len(runs) > 1 else ""
 
 
 def write_report(
@@ -170,10 +255,11 @@ def write_report(
     folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(r) for r in runs]
     results = {folder: read_results(folder) for folder in folders}
     if not results: raise RunError("no runs to report on; name at least one run folder")
-    title = _title(next(iter(results.values()))) if len(results) == 1 else f"{len(results)} runs"
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>spectral_core: {title}</title>'
+    alone = len({r["chapter"] for r in results.values()}) == len(results)
+    title = html.escape(heading(*next(iter(results.items())))[0]) if len(results) == 1 else f"{len(results)} {'chapters' if alone else 'runs'}"
+    page = (f'<!doctype html><html lang="en" id="top"><head><meta charset="utf-8"><title>spectral_core: {title}</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
-            f"<body><h1>spectral_core: {title}</h1>{_overview(results)}"
+            f"<body>{_navigation(results)}<h1>spectral_core: {title}</h1>{_overview(results)}"
             + "".join(_run_section(folder, r, out.parent) for folder, r in results.items()) + "</body></html>\n")
     with atomic_write(out) as temporary: temporary.write_text(page, encoding="utf-8")
     return out
