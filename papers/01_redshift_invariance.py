@@ -43,6 +43,7 @@ from spectral_core.analysis.outliers import TailCalibration, joint_tail, rank_ou
 from spectral_core.analysis.realism import density_rank, fit_components, matched_classifier, rest_components
 from spectral_core.archives.sets import find_sets, read_sets
 from spectral_core.core import ConfigError, generator
+from spectral_core.distributed import fit_on_gpus
 from spectral_core.figures.detection import plot_label_counts, plot_recall, plot_roc, plot_second_redshift
 from spectral_core.figures.latents import plot_embedding, plot_invariance, plot_latent_distances, plot_latents
 from spectral_core.figures.spectra import plot_augments, plot_chi2, plot_instruments, plot_outliers, plot_spectrum
@@ -69,6 +70,7 @@ SIZES = {
 }
 size = SIZES[profile]
 config = PAPER if profile == "paper" else COMPACT
+fit_model = fit_on_gpus if profile == "paper" else sc.fit  # each fit takes all GPUs of the machine
 SIMILARITY, CONSISTENCY, RECOVERY = (1.0, 1.0, 0.0) if profile == "paper" else (0.5, 1.0, 2.0)
 if train == "source" and source == "mock": raise ConfigError("train='source' trains on real spectra as well: choose source='sdss'")
 run = ChapterRun("01_redshift_invariance", run_id=run_id, profile=profile, source=source, train=train, data=data, seed=seed,
@@ -156,7 +158,7 @@ def begun(training, seed):
 
 def trained_on(m, training, validation, steps, name, seed):
     "The history of a fit of `m`, kept in the run's folder of that name."
-    return sc.fit(m, training, validation, stages=steps, batch_size=size["batch"], lr=size["lr"], seed=seed, run=models / name, device=device,
+    return fit_model(m, training, validation, stages=steps, batch_size=size["batch"], lr=size["lr"], seed=seed, run=models / name, device=device,
                   progress=False)
 
 
@@ -255,7 +257,7 @@ for name, epochs in (("spender", n_epoch), ("compact", n_epoch), ("compact", 10 
     torch.manual_seed(seed)
     m = sc.RedshiftAutoencoder("sdss", n_latent=6, config=replace(COMPACT, encoder=name))
     m.begin(few.to("cpu"))
-    history = sc.fit(m, few, few_valid, n_epoch=epochs, batch_size=8, lr=1e-3, seed=seed, run=models / f"encoder_{name}_{epochs}", device=device,
+    history = fit_model(m, few, few_valid, n_epoch=epochs, batch_size=8, lr=1e-3, seed=seed, run=models / f"encoder_{name}_{epochs}", device=device,
                      progress=False)
     encoders[f"{name}, {epochs} epochs"] = {"seconds": float(history["seconds"].sum()), "L_fid": losses(m, few_valid.to("cpu"))["fidelity"]}
 run.metric("encoders", encoders)
@@ -370,7 +372,7 @@ def density(kind, m, training, validation, name, seed):
     x = [torch.as_tensor(part[np.isfinite(part).all(axis=1)], dtype=torch.float32) for part in x]
     torch.manual_seed(seed)
     flow = kind(6).standardise(x[0])
-    sc.fit(flow, *x, n_epoch=size["n_flow_epoch"], batch_size=256, lr=size["flow_lr"], seed=seed, run=models / name, device=device, progress=False,
+    fit_model(flow, *x, n_epoch=size["n_flow_epoch"], batch_size=256, lr=size["flow_lr"], seed=seed, run=models / name, device=device, progress=False,
            patience=25)
     return flow
 

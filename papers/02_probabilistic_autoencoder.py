@@ -40,6 +40,7 @@ from spectral_core.analysis.regions import branch_polygons, read_regions, region
 from spectral_core.archives.catalogs import read_desi_line_ews, read_mpa_jhu, read_pipeline_lines, read_portsmouth, read_resolve_eco_nsa, truth_lines
 from spectral_core.archives.sets import find_sets, read_sets
 from spectral_core.core import ConfigError
+from spectral_core.distributed import fit_on_gpus
 from spectral_core.figures import maps, panels
 from spectral_core.figures.latents import plot_embedding
 from spectral_core.figures.training import plot_training
@@ -67,6 +68,7 @@ SIZES = {
     "paper": dict(n_mock=400_000, n_epoch=200, batch=32, lr=1e-3, n_map=10**9, gis=FAITHFUL, n_gis=200, n_flow_epoch=500, seeds=5, n_bootstrap=500),
 }
 size = SIZES[profile]
+fit_model = fit_on_gpus if profile == "paper" else sc.fit  # each fit takes all GPUs of the machine
 if train != "mock": raise ConfigError("chapter 2 trains on the mock; real spectra go through the trained network with source='sdss'")
 run = ChapterRun("02_probabilistic_autoencoder", run_id=run_id, profile=profile, source=source, train=train, data=data, regions=regions, seed=seed,
                  device=device, out=out)
@@ -202,7 +204,7 @@ torch.manual_seed(seed)
 model = DenseAutoencoder(PAT2022)
 if profile != "paper": model.begin(train_set.to("cpu"))
 with torch.no_grad(): start = float(model(valid_set.to("cpu"))["loss"])
-history = sc.fit(model, train_set, valid_set, n_epoch=size["n_epoch"], batch_size=size["batch"], lr=size["lr"], clip=1e6, seed=seed, run=models / "pae",
+history = fit_model(model, train_set, valid_set, n_epoch=size["n_epoch"], batch_size=size["batch"], lr=size["lr"], clip=1e6, seed=seed, run=models / "pae",
                  schedule="exponential" if profile == "paper" else "cosine", device=device, progress=False)
 run.metric("loss", {"start": start, "train": float(history["train_loss"][-1]), "valid": float(history.best)})
 run.figure(plot_training(history), "figure9", "Figure 9: the loss over the epochs, on the training and on the whole validation set.", mock=True)
@@ -458,7 +460,7 @@ def flow_of(kind, name):
     "A flow fitted to the training latents, kept in the run's folder of that name."
     torch.manual_seed(seed)
     flow = kind(10)
-    sc.fit(flow, torch.as_tensor(x["train"]), torch.as_tensor(x["valid"]), n_epoch=size["n_flow_epoch"], batch_size=100, lr=5e-3, patience=25, seed=seed,
+    fit_model(flow, torch.as_tensor(x["train"]), torch.as_tensor(x["valid"]), n_epoch=size["n_flow_epoch"], batch_size=100, lr=5e-3, patience=25, seed=seed,
            run=models / name,
            device=device, progress=False)
     return flow

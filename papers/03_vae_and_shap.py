@@ -55,6 +55,7 @@ from spectral_core.archives.properties import (PROPERTIES, join_properties, prop
                                                read_morphology, read_nsa_properties, read_resolve_properties)
 from spectral_core.archives.sets import SDSS_SETS, find_sets, read_sets
 from spectral_core.core import ConfigError, DataError, generator
+from spectral_core.distributed import fit_on_gpus
 from spectral_core.figures.panels import plot_grid
 from spectral_core.figures.properties import (plot_attribution, plot_bic_grid, plot_dimension, plot_information, plot_median_maps, plot_network,
                                               plot_traversals)
@@ -85,6 +86,7 @@ SIZES = {
                   grid_epoch=2000, grid_seeds=3, n_manifold=20_000, manifold_epoch=200, n_background=200, n_explain=1000),
 }
 size, published = SIZES[profile], profile == "paper"
+fit_model = fit_on_gpus if published else sc.fit  # each fit takes all GPUs of the machine
 if train == "source" and source == "mock": raise ConfigError("train='source' trains on real spectra as well: choose source='sdss'")
 run = ChapterRun("03_vae_and_shap", run_id=run_id, profile=profile, source=source, train=train, data=data, first=first, seed=seed, device=device, out=out)
 models = run.out / "models"
@@ -174,7 +176,7 @@ config = replace(paper_config if published else SMALL, sigma=published_weights(4
 torch.manual_seed(seed)
 model = VariationalAutoencoder(FINE, 4, config)
 if not published: start_linear(model, train_set.to("cpu"))
-history = sc.fit(model, train_set, valid_set, n_epoch=size["n_epoch"], seed=seed, run=models / "vae", progress=False, **fit)
+history = fit_model(model, train_set, valid_set, n_epoch=size["n_epoch"], seed=seed, run=models / "vae", progress=False, **fit)
 run.figure(plot_training(history), "training", "Loss, reconstruction and divergence over the epochs.", mock=True)
 units = active_units(model, test_set, device=device)
 run.metric("vae", {"valid_loss": float(history.best), "active": int(units.active.sum()), "variance": units.variance.tolist(),
@@ -430,7 +432,7 @@ if source == "sdss":
     if train == "source":
         real_train, real_valid, real_test = real_set.split((0.6, 0.1, 0.3), seed=seed)
         judged["mock, then real"], same = deepcopy(model), np.flatnonzero(np.isin(real_set.id, real_test.id))
-        sc.fit(judged["mock, then real"], real_train, real_valid, n_epoch=size["n_epoch"], seed=seed, run=models / "real", progress=False, **fit)
+        fit_model(judged["mock, then real"], real_train, real_valid, n_epoch=size["n_epoch"], seed=seed, run=models / "real", progress=False, **fit)
     square = {name: np.mean((sc.reconstruct(m, real_set, device=device) - real_set.flux) ** 2, axis=1) for name, m in judged.items()}
     mock_square = np.mean((sc.reconstruct(model, test_set, device=device) - test_set.flux) ** 2, axis=1)
     run.metric("real", {"galaxies": len(real_set), "compared on": len(same), "not fillable": int(len(real_fine) - len(real_set)),

@@ -49,6 +49,7 @@ from spectral_core.archives.targets import bgs_cuts, mws_cuts
 from spectral_core.archives.templates import read_redrock_templates
 from spectral_core.archives.widths import read_line_widths
 from spectral_core.core import ConfigError, generator
+from spectral_core.distributed import fit_on_gpus
 from spectral_core.figures.detection import plot_label_counts, plot_recall, plot_roc
 from spectral_core.figures.latents import plot_latent_distances
 from spectral_core.figures.panels import plot_architecture
@@ -79,6 +80,7 @@ SIZES = {
                   n_star_test=10_000, n_flow_epoch=2000, flow_lr=2e-3, n_fit=1000, n_scan=200, n_twin=4000, n_draw=5000, n_lines=50_000),
 }
 size = SIZES[profile]
+fit_model = fit_on_gpus if profile == "paper" else sc.fit  # each fit takes all GPUs of the machine
 config = replace(PAPER if profile == "paper" else COMPACT, rest="linear")  # rest 2000-9824 Å in steps of 0.8 Å
 star_config = replace(config, hidden=config.hidden if profile == "paper" else (128, 256, 64))  # stars have more detail
 SIMILARITY, CONSISTENCY, RECOVERY = (1.0, 1.0, 0.0) if profile == "paper" else (0.5, 1.0, 2.0)  # as in chapter 1
@@ -152,7 +154,7 @@ def network(survey, settings, seed):
 def trained(m, training, validation, phases, name, pace=1.0):
     "The history of a fit in phases, each with a name, epochs and terms beyond the fidelity; `pace` is a factor on the learning rate."
     stages, kind = [sc.Stage(*phase) for phase in phases], int(name.startswith("star"))
-    return sc.fit(m, training, validation, stages=stages, batch_size=size["batch"][kind], lr=pace * size["lr"][kind], seed=seed, run=models / name,
+    return fit_model(m, training, validation, stages=stages, batch_size=size["batch"][kind], lr=pace * size["lr"][kind], seed=seed, run=models / name,
                   device=device, progress=False)
 
 
@@ -220,7 +222,7 @@ def density(m, training, validation, name):
     x = [torch.as_tensor(part[np.isfinite(part).all(axis=1)], dtype=torch.float32) for part in x]
     torch.manual_seed(seed)
     flow = sc.MaskedAutoregressiveFlow(6).standardise(x[0])
-    sc.fit(flow, *x, n_epoch=size["n_flow_epoch"], batch_size=256, lr=size["flow_lr"], seed=seed, run=models / name, device=device, progress=False,
+    fit_model(flow, *x, n_epoch=size["n_flow_epoch"], batch_size=256, lr=size["flow_lr"], seed=seed, run=models / name, device=device, progress=False,
            patience=25)
     return flow
 

@@ -38,6 +38,7 @@ from IPython.display import display
 import spectral_core as sc
 from spectral_core.archives.nsa import clean_photometry, mass_steps, nsa_mass, nsa_photometry, quality_cuts, read_nsa
 from spectral_core.core import ConfigError
+from spectral_core.distributed import fit_on_gpus
 from spectral_core.figures.calibration import plot_c2st, plot_coverage, plot_intervals, plot_pp, plot_ranks
 from spectral_core.figures.gain import plot_gain
 from spectral_core.figures.posteriors import plot_corner, plot_masses, plot_photometry, plot_training_set, plot_training_size
@@ -72,6 +73,7 @@ SIZES = {
                   n_few=(50_000, 200_000, 500_000), n_spectra=100_000),
 }
 size = SIZES[profile]
+fit_model = fit_on_gpus if profile == "paper" else sc.fit  # each fit takes all GPUs of the machine
 if source not in ("mock", "nsa"): raise ConfigError(f"source is 'mock' or 'nsa' in this chapter, not {source!r}")
 if train != "mock": raise ConfigError("this chapter trains on the mock; train='source' has nothing to train on")
 run = ChapterRun("05_sedflow", run_id=run_id, profile=profile, source=source, train=train, data=data, seed=seed, device=device, out=out, n_draw=n_draw)
@@ -151,7 +153,7 @@ run.figure(plot_training_set({"mock training set": columns(train_set[:5000])}), 
 # %%
 config = PosteriorConfig(n_member=size["n_member"], n_noise=size["n_noise"], n_epoch=size["n_epoch"], seed=seed)
 start = time.perf_counter()
-own = fit_posterior(train_set, valid_set, config, run=models / "posterior", device=device, progress=False)
+own = fit_posterior(train_set, valid_set, config, run=models / "posterior", fit_with=fit_model, device=device, progress=False)
 trained_in = time.perf_counter() - start
 posterior = load_posterior("sedflow") if source == "nsa" else own
 n_weight = sum(p.numel() for p in posterior.density.parameters())
@@ -289,7 +291,7 @@ run.figure(plot_coverage({"network": curve}), "tarp", "Expected coverage of all 
 n_few = [*size["n_few"], len(train_set)]
 gain = []
 for n in size["n_few"]:
-    few = fit_posterior(train_set[:n], valid_set, config, run=models / f"posterior_{n}", device=device, progress=False)
+    few = fit_posterior(train_set[:n], valid_set, config, run=models / f"posterior_{n}", fit_with=fit_model, device=device, progress=False)
     gain.append(float(few.log_prob_free(test_set.free[:, None].float(), *test_seen).mean()))
 gain.append(float(own.log_prob_free(test_set.free[:, None].float(), *test_seen).mean()))
 run.claim("more_training_helps", gain[-1] - gain[0])

@@ -5,6 +5,7 @@
 # %% ../../nbs/71_inference.npe.ipynb #c281dcf7
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log, pi
 from pathlib import Path
@@ -159,14 +160,15 @@ def fit_posterior(
     device: str = "auto",
     patience: int | None = None,
     progress: bool = True,
+    fit_with: Callable[..., History] = fit,  # or `fit_on_gpus`, with a run
 ) -> Posterior:
     "The posterior of simulated galaxies `train`, under the prior they were drawn from; the epoch with the highest log-probability of `valid`."
     config = config or PosteriorConfig()
     if train.recipe.prior != valid.recipe.prior: raise ConfigError("training and validation galaxies come from different priors")
     parts = [training_data(train, config.n_noise, config.seed, extra and extra[0]), training_data(valid, 1, 0, extra and extra[1])]
     density = config.density(parts[0][1].shape[1])
-    history = fit(density, *parts, n_epoch=config.n_epoch, batch_size=config.batch_size, lr=config.lr, clip=config.clip, seed=config.seed,
-                  patience=patience, run=run, device=device, progress=progress)
+    history = fit_with(density, *parts, n_epoch=config.n_epoch, batch_size=config.batch_size, lr=config.lr, clip=config.clip, seed=config.seed,
+                       patience=patience, run=run, device=device, progress=progress)
     return Posterior(density, train.recipe.prior, history)
 
 # %% ../../nbs/71_inference.npe.ipynb #674e6a8a
