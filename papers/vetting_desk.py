@@ -17,7 +17,7 @@
 
 # %% tags=["parameters"]
 ranked = "ranked.fits"  # a ranked table: FITS, ECSV, CSV or Parquet, with id and rank
-data = ["spectra"]  # files, folders or stores that hold the spectra
+data = None  # files, folders or stores that hold the spectra, such as ["spectra"]; None: where the table says
 inspector = ""  # your name; empty: the name of your account
 n = 200  # look at so many
 model = None  # a shipped model; None: the one that the table names

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import json
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -20,32 +20,28 @@ from scipy.spatial import cKDTree
 
 from .analysis.blends import Templates, near_lines, second_redshift
 from .analysis.catalogue import cutout_url
-from .archives.desi import read_desi
-from .archives.sdss import read_sdss
-from .core import DataError, assets_dir
+from .core import ConfigError, DataError, assets_dir
 from .figures.vetting import Second, plot_case
 from .models.autoencoder import RedshiftAutoencoder
 from .models.flows import Flow
+from .parts import cut, find_sources, read_part
 from .predict import check_grid, encode, reconstruct, rest_spectrum
 from .pretrained import load
+from .scoring import read_ranked
 from .spectra.container import Spectra, concatenate
 from .spectra.lines import d4000n
 from .spectra.preprocessing import preprocess
-from .spectra.store import open_store
+from .spectra.surveys import Survey, get_survey
 from .spectra.wavelength import Grid, rebin
+from .tables import read_table
 
 # %% auto #0
-__all__ = ['read_ranking', 'find_spectra', 'ordinary_templates', 'sky_links', 'Cases', 'describe', 'gather']
+__all__ = ['read_ranking', 'recorded_inputs', 'find_spectra', 'ordinary_templates', 'sky_links', 'Cases', 'describe', 'gather']
 
 # %% ../nbs/82_evidence.ipynb #96070758
 def read_ranking(ranked: str | Path | Table) -> Table:
     "A ranked table in the order of inspection, from FITS, ECSV, CSV or Parquet; `rank` is made where there is none. DataError without ids."
-    if isinstance(ranked, Table): table = ranked.copy()
-    else:
-        try: table = Table.read(ranked)
-        except Exception as error: raise DataError(f"{ranked}: no table that can be read ({' '.join(str(error).split())[:200]})") from error
-    table.convert_bytestring_to_unicode()
-    for name in [n for n in table.colnames if table[n].dtype.kind == "U"]: table[name] = np.ma.filled(table[name], "")
+    table = ranked.copy() if isinstance(ranked, Table) else read_table(ranked)
     if "id" not in table.colnames and "targetid" in table.colnames: table["id"] = table["targetid"]
     if "id" not in table.colnames: raise DataError(f"{ranked}: a ranked table needs a column id or targetid; found {', '.join(table.colnames)}")
     if "rank" not in table.colnames: table["rank"] = np.arange(1, len(table) + 1)
@@ -56,40 +52,35 @@ def read_ranking(ranked: str | Path | Table) -> Table:
     return table
 
 # %% ../nbs/82_evidence.ipynb #d914cdae
-def _named_files(ranked: Table, data: Path) -> list[Path]:
-    "The files below `data` that the table names; all of `data` where it names none."
-    if "file" not in ranked.colnames or not data.is_dir(): return [data]
-    names = {str(name) for name in ranked["file"]}
-    ends = {Path(name).name for name in names}
-    found = [p for p in sorted(data.rglob("*")) if p.name in ends and (p.name in names or p.relative_to(data).as_posix() in names or str(p) in names)]
-    return found or [data]
+def recorded_inputs(ranked: Table) -> list[str]:
+    "The files, folders and stores that a ranking remembers; ConfigError where it remembers none."
+    inputs = {str(key).lower(): value for key, value in ranked.meta.items()}.get("inputs")
+    if not inputs: raise ConfigError("this ranking does not say where its spectra are: pass data=, files, folders or stores")
+    return json.loads(inputs) if isinstance(inputs, str) else list(inputs)
 
 
-def _read(ranked: Table, data: Path) -> Spectra:
-    "Spectra of files, SDSS or DESI, that hold the rows of the table."
-    files = _named_files(ranked, data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # files of other kinds beside the spectra
-        try: return read_sdss(files, on_error="skip", dedupe="first")
-        except DataError as first:
-            try: return read_desi(files, on_error="skip", dedupe="first")
-            except DataError: raise first from None
+def _read(ranked: Table, data: str | Path | Sequence[str | Path] | None, survey: Survey | None) -> Spectra:
+    "The spectra of the ranked rows, or those of them that are in the data."
+    data = recorded_inputs(ranked) if data is None else data
+    try: return read_ranked(ranked, data, survey)
+    except DataError:
+        want, survey = np.asarray(ranked["id"]), survey or get_survey(ranked.meta.get("survey") or "sdss")
+        parts = [s[np.isin(s.id, want)] for part in cut(find_sources(data)) for s, _ in read_part(part, survey) if s is not None]
+        if not any(map(len, parts)): raise
+        return concatenate([s for s in parts if len(s)], dedupe="first")
 
 
-def find_spectra(ranked: Table, data: str | Path | Spectra | list | None = None) -> tuple[Table, Spectra]:
+def find_spectra(
+    ranked: Table,  # with id, and to open few files only, file
+    data: str | Path | Spectra | Sequence[str | Path] | None = None,  # None: where the table says
+    survey: Survey | None = None,  # the grid wanted, by default that of the data
+) -> tuple[Table, Spectra]:
     "The rows of the table whose spectra are at hand, and these spectra, row for row. DataError where there is none."
-    if data is None: raise DataError("where are the spectra? pass data=: files, a folder or a store")
-    places = data if isinstance(data, list | tuple) else [data]
-    parts, want = [], np.asarray(ranked["id"], dtype=np.int64)
-    for place in places:
-        source = place if isinstance(place, Spectra) else open_store(place) if (Path(place) / "store.json").exists() else _read(ranked, Path(place))
-        ids = source.id if isinstance(source, Spectra) else source.rows["id"]
-        parts.append(source[np.flatnonzero(np.isin(ids, want))])
-    spectra = concatenate(parts, dedupe="first") if len(parts) > 1 else parts[0]
-    order = np.argsort(spectra.id)
+    spectra = data if isinstance(data, Spectra) else _read(ranked, data, survey)
+    want, order = np.asarray(ranked["id"], dtype=np.int64), np.argsort(spectra.id)
     at = np.searchsorted(spectra.id, want, sorter=order).clip(max=max(len(spectra) - 1, 0))
     there = spectra.id[order[at]] == want if len(spectra) else np.zeros(len(want), dtype=bool)
-    if not there.any(): raise DataError(f"none of the {len(want)} ids of the ranking is in {data if not isinstance(data, Spectra) else 'these spectra'}")
+    if not there.any(): raise DataError(f"none of the {len(want)} ids of the ranking is among these {len(spectra)} spectra")
     return ranked[there], spectra[order[at[there]]]
 
 # %% ../nbs/82_evidence.ipynb #cfa50d4e
@@ -242,7 +233,7 @@ def _is_mock(ranked: str | Path | Table, table: Table, spectra: Spectra) -> bool
 
 def gather(
     ranked: str | Path | Table,
-    data: str | Path | Spectra | list | None = None,  # files, folders, stores, or spectra that are already here
+    data: str | Path | Spectra | Sequence[str | Path] | None = None,  # files, folders, stores, spectra already here; None: as the table says
     *,
     n: int = 200,  # look at so many
     model: str | tuple | None = None,  # a shipped name, (autoencoder, flow), or the one that the table names
@@ -255,7 +246,7 @@ def gather(
     name, network, flow = _open_model(model, table)
     more = np.unique(np.linspace(n, max(len(table) - 1, n), reference).astype(int)) if len(table) > n and network is not None else np.empty(0, int)
     asked = table[np.concatenate([np.arange(min(n, len(table))), more])]
-    rows, spectra = find_spectra(asked, data)
+    rows, spectra = find_spectra(asked, data, None if network is None else network.survey)
     if "norm" not in spectra.table.colnames: spectra = preprocess(spectra)
     shown = int(np.isin(rows["id"], asked["id"][:n]).sum())
     if not shown: raise DataError(f"none of the first {n} spectra of the ranking is in {data}")

@@ -21,6 +21,7 @@ from astropy.table import Table, vstack
 
 from .analysis.published import compare_with_published, published_outliers
 from .core import ConfigError, DataError, RunError
+from .tables import read_table
 
 # %% auto #0
 __all__ = ['CLASSES', 'FIELDS', 'labels_path', 'add_label', 'read_labels', 'current_labels', 'hold_desk', 'leave_desk', 'desk',
@@ -183,7 +184,7 @@ def disagreements(labels: Table) -> Table:
 def read_published(path: str | Path | None = None) -> Table:
     "A list of outliers: id, group, source (its name). By default those of Liang+23, SDSS and DESI. DataError where columns lack."
     if path is None: tables = {f"Liang+23 {survey.upper()}": published_outliers(survey) for survey in ("sdss", "desi")}
-    else: tables = {Path(path).stem: Table.read(path)}
+    else: tables = {Path(path).stem: read_table(path)}
     out = []
     for name, table in tables.items():
         if "targetid" in table.colnames: table["id"] = table["targetid"]

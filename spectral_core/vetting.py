@@ -16,8 +16,8 @@ from typing import Any
 
 from astropy.table import Table
 
-from .core import ConfigError, DataError, SpectralError, atomic_write
-from .evidence import Cases, describe, gather
+from .core import ConfigError, SpectralError, atomic_write
+from .evidence import Cases, describe, gather, read_ranking, recorded_inputs
 from spectral_core.inspection import (
     CLASSES,
     add_label,
@@ -214,7 +214,7 @@ class DeskView:
 # %% ../nbs/83_vetting.ipynb #26b24f1b
 def vet(
     ranked: str | Path | Table,  # a ranked table; labels go to `<ranked>.labels.csv` beside it
-    data: str | Path | Spectra | list | None = None,  # files, folders or stores that hold the spectra
+    data: str | Path | Spectra | Sequence[str | Path] | None = None,  # files, folders or stores; None: where the table says
     *,
     inspector: str = "",  # by default the name of the user's account
     n: int = 200,
@@ -232,7 +232,7 @@ def vet(
     return DeskView(Desk(gather(ranked, data, n=n, model=model, mock=mock), place, inspector or getpass.getuser(), classes))
 
 # %% ../nbs/83_vetting.ipynb #6f01f1a8
-def write_desk(ranked: str | Path, data: Sequence[str | Path], out: str | Path | None = None, **parameters: Any) -> Path:
+def write_desk(ranked: str | Path, data: Sequence[str | Path] = (), out: str | Path | None = None, **parameters: Any) -> Path:
     "Write the desk's notebook (`<ranked>.desk.ipynb`) for a list; returns its path. Parameters as in `vet`."
     from importlib.resources import files
 
@@ -242,8 +242,8 @@ def write_desk(ranked: str | Path, data: Sequence[str | Path], out: str | Path |
 
     source = load_notebook_node(str(files("spectral_core.papers") / "vetting_desk.ipynb"))
     out = Path(ranked).with_suffix(".desk.ipynb") if out is None else Path(out)
-    if not Path(ranked).is_file(): raise DataError(f"there is no ranked table {ranked}")
-    values = {"ranked": str(Path(ranked).resolve()), "data": [str(Path(d).resolve()) for d in data]} | parameters
+    data = [str(Path(d).resolve()) for d in data or recorded_inputs(read_ranking(ranked))]  # the notebook may run elsewhere
+    values = {"ranked": str(Path(ranked).resolve()), "data": data} | parameters
     book = parameterize_notebook(source, values)
     for cell in book.cells:
         if cell.cell_type == "code": cell.metadata["jupyter"] = {"source_hidden": True}  # more room for the desk
