@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO, StringIO
@@ -80,8 +81,8 @@ def save_part(path: Path, table: Table, latents: np.ndarray, meta: dict[str, Any
 def _archive(path: Path) -> Iterator[Any]:
     "The arrays of a part; RunError where the file is damaged."
     try:
-        with np.load(path, allow_pickle=False) as arrays: yield arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays: yield arrays
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{path} is damaged ({error}); remove it and score again") from error
 
 

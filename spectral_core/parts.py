@@ -73,10 +73,10 @@ def _listed(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def _redshifts_of(path: Path, catalogues: Sequence[Path]) -> tuple[Path, ...]:
-    "The redshift files of a coadd: named alike, else lying beside it, else all there are."
-    alike = [c for c in catalogues if stem(c.name) == stem(path.name)]
+    "The redshift files of a coadd: lying beside it, else named alike, else all there are."
     names = [f"{kind}-{stem(path.name)}.fits{end}" for kind in ("redrock", "zbest") for end in ("", ".gz")]
-    return tuple(alike or [p for p in map(path.with_name, names) if p.exists()] or catalogues)
+    beside = [p for p in map(path.with_name, names) if p.exists()]
+    return tuple(beside or [c for c in catalogues if stem(c.name) == stem(path.name)] or catalogues)
 
 
 def find_sources(files: str | Path | Sequence[str | Path], progress: bool = False) -> list[Source]:

@@ -213,6 +213,7 @@ def score_survey(
     device: str = "auto",
     latents: str | Path | None = None,  # write the latents too, row for row with the table
     pictures: int = 0,  # draw this many of the most unusual, ten a page, beside `out`
+    part_size: int = PART_SIZE,  # spectra read and scored together; the same for all shards
     progress: bool = True,
 ) -> tuple[dict[str, Any], Table]:
     """Rank any number of spectra in constant memory; call it again to go on after a stop.
@@ -223,7 +224,7 @@ def score_survey(
     """
     for path in filter(None, (out, latents)): table_format(path)
     models, out, folder = _models(model), Path(out), Path(f"{out}.parts")
-    parts = cut(find_sources(files, progress))
+    parts = cut(find_sources(files, progress), part_size)
     k, of, mine = my_share(len(parts), shard)
     with run_lock(folder if shard is None else folder / f"shard-{k}-of-{of}"):
         record = _score_parts(parts, mine, folder, models, device, progress)
