@@ -19,7 +19,7 @@ from .core import ConfigError, SpectralError
 from .results import VERDICTS
 
 # %% auto #0
-__all__ = ['app', 'run', 'score', 'fit', 'fetch', 'list_all', 'report', 'main']
+__all__ = ['app', 'run', 'score', 'fit', 'fetch', 'list_all', 'report', 'vet', 'main']
 
 # %% ../nbs/84_cli.ipynb #d02b12d5
 def _join_pairs(arguments: Sequence[str]) -> list[str]:
@@ -186,6 +186,40 @@ def report(
     from spectral_core.reporting import write_report
 
     print(write_report(runs, out))
+
+# %% ../nbs/84_cli.ipynb #5a78720b
+@app.command()
+def vet(
+    ranked: Annotated[Path, typer.Argument(help="A ranked table: .fits, .ecsv, .csv or .parquet, with id and rank")],
+    data: Annotated[list[Path] | None, typer.Option(help="Where its spectra are; repeat as needed. By default where the table says")] = None,
+    top: Annotated[int, typer.Option(help="Look at so many", min=1)] = 200,
+    model: Annotated[str | None, typer.Option(help="Name of a shipped model; by default the one that the table names")] = None,
+    inspector: Annotated[str, typer.Option(help="Your name; by default that of your account")] = "",
+    labels: Annotated[Path | None, typer.Option(help="File of the labels; by default RANKED.labels.csv")] = None,
+    gallery: Annotated[Path | None, typer.Option(help="Write this HTML page instead of opening the desk")] = None,
+    counts: Annotated[bool, typer.Option("--counts", help="Count the labels, compare with published outliers, and write both beside RANKED")] = False,
+    published: Annotated[Path | None, typer.Option(help="Another list of outliers to compare with: id and group")] = None,
+    mock: Annotated[bool, typer.Option("--mock", help="The spectra are simulated: say so everywhere")] = False,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Write the desk's notebook, but don't open JupyterLab")] = False,
+) -> None:
+    "Look at the top of a ranking and say what each spectrum is: a desk in JupyterLab, or a gallery in one page."
+    from spectral_core.vetting import open_lab, write_counts, write_desk
+
+    settings = {"n": top, "model": model, "mock": mock or None}
+    if counts:
+        for name, table in write_counts(ranked, labels, published):
+            print(name)
+            table.pprint(max_lines=-1, max_width=-1)
+    if gallery:
+        from spectral_core.evidence import gather
+        from spectral_core.gallery import write_gallery
+        from spectral_core.inspection import labels_path
+
+        print(write_gallery(gather(ranked, data, **settings), gallery, labels=labels or labels_path(ranked), title=ranked.name))
+    if counts or gallery: return
+    book = write_desk(ranked, data or (), inspector=inspector, labels=str(labels.resolve()) if labels else None, **settings)
+    print(book)
+    if not no_open: open_lab(book)
 
 # %% ../nbs/84_cli.ipynb #eb65284d
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .core import atomic_write
 from .evidence import Cases, describe
-from .inspection import count_classes, current_labels, disagreements, html_table, published_overlap, read_labels
+from .inspection import current_labels, html_table, read_labels, summarise
 
 # %% auto #0
 __all__ = ['write_gallery']
@@ -87,9 +87,8 @@ def _head(cases: Cases, title: str, labels: Table, everything: Table) -> str:
              + (f"; ranked and drawn with the model <i>{html.escape(cases.model)}</i>" if cases.model else "") + "</p>"]
     if cases.mock: lines.append('<p class="note">Mock data: these spectra are simulated.</p>')
     if cases.missing: lines.append(f'<p class="note">{cases.missing} more spectra of the ranking\'s top were not found among the data.</p>')
-    tables = (("Classes", count_classes(everything)), ("Called differently", disagreements(everything)),
-              ("Among the outliers that Liang+23 name", published_overlap(everything, cases.ranked)))
-    lines += [f'<details><summary>{name} ({len(t)})</summary><div class="wide">{html_table(t)}</div></details>' for name, t in tables if len(t)]
+    tables = summarise(everything, cases.ranked)
+    lines += [f'<details><summary>{name} ({len(t)})</summary><div class="wide">{html_table(t)}</div></details>' for name, t in tables.items() if len(t)]
     lines.append("<p><small>Black: spectrum, smoothed over a few pixels (grey: the pixels); red: model; below: residual in units of the noise, with the lines of a "
                  "possible second object in blue; then windows of diagnostic lines. Links lead to the web; the page itself needs none.</small></p>")
     return f"<header>{''.join(lines)}</header>"

@@ -25,7 +25,7 @@ from .tables import read_table
 
 # %% auto #0
 __all__ = ['CLASSES', 'FIELDS', 'labels_path', 'add_label', 'read_labels', 'current_labels', 'hold_desk', 'leave_desk', 'desk',
-           'count_classes', 'disagreements', 'read_published', 'published_overlap', 'html_table']
+           'count_classes', 'disagreements', 'read_published', 'published_overlap', 'summarise', 'html_table']
 
 # %% ../nbs/80_inspection.ipynb #5c88c796
 CLASSES = {
@@ -204,6 +204,12 @@ def published_overlap(labels: Table, ranked: Table, published: Table | None = No
     table["labels"] = np.array([", ".join(sorted(set(now["class"][now["id"] == i].tolist()))) for i in table["id"]], dtype=str)
     table = table[["id", "rank", "group", "source", "labels"]]
     return table[np.argsort(np.where(table["rank"] > 0, table["rank"], np.iinfo(int).max), kind="stable")]
+
+# %% ../nbs/80_inspection.ipynb #0d6bbe2c
+def summarise(labels: Table, ranked: Table, published: Table | None = None, classes: Sequence[str] = tuple(CLASSES)) -> dict[str, Table]:
+    "Name → table: `count_classes`, `disagreements` and `published_overlap`."
+    return {"classes": count_classes(labels, classes), "called differently": disagreements(labels),
+            "published outliers": published_overlap(labels, ranked, published)}
 
 # %% ../nbs/80_inspection.ipynb #0e8c8bb6
 def html_table(table: Table) -> str:

@@ -8,32 +8,36 @@ from __future__ import annotations
 import asyncio
 import getpass
 import html
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.resources import files
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from astropy.table import Table
 
-from .core import ConfigError, SpectralError, atomic_write
+from .core import ConfigError, DataError, SpectralError, atomic_write
 from .evidence import Cases, describe, gather, read_ranking, recorded_inputs
 from spectral_core.inspection import (
     CLASSES,
     add_label,
-    count_classes,
     current_labels,
-    disagreements,
     hold_desk,
     html_table,
     labels_path,
-    published_overlap,
     read_labels,
+    read_published,
+    summarise,
 )
 from .spectra.container import Spectra
+from .tables import write_table
 
 # %% auto #0
-__all__ = ['Desk', 'DeskView', 'vet', 'write_desk']
+__all__ = ['Desk', 'DeskView', 'vet', 'write_desk', 'open_lab', 'write_counts']
 
 # %% ../nbs/83_vetting.ipynb #2047f262
 class Desk:
@@ -88,10 +92,8 @@ class Desk:
 
     def counts(self) -> str:
         "Classes by inspector, disagreements and published outliers among the cases, as HTML."
-        labels, parts = read_labels(self.labels), []
-        for title, table in (("Classes", count_classes(labels, tuple(self.classes))), ("Called differently", disagreements(labels)),
-                             ("Among the published outliers", published_overlap(labels, self.cases.ranked))):
-            parts.append(f"<h4>{title}</h4>" + (html_table(table) if len(table) else "<p>none</p>"))
+        tables = summarise(read_labels(self.labels), self.cases.ranked, classes=tuple(self.classes))
+        parts = [f"<h4>{name}</h4>" + (html_table(table) if len(table) else "<p>none</p>") for name, table in tables.items()]
         return "".join(parts)
 
 # %% ../nbs/83_vetting.ipynb #86962de7
@@ -234,8 +236,6 @@ def vet(
 # %% ../nbs/83_vetting.ipynb #6f01f1a8
 def write_desk(ranked: str | Path, data: Sequence[str | Path] = (), out: str | Path | None = None, **parameters: Any) -> Path:
     "Write the desk's notebook (`<ranked>.desk.ipynb`) for a list; returns its path. Parameters as in `vet`."
-    from importlib.resources import files
-
     import nbformat
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
@@ -249,3 +249,21 @@ def write_desk(ranked: str | Path, data: Sequence[str | Path] = (), out: str | P
         if cell.cell_type == "code": cell.metadata["jupyter"] = {"source_hidden": True}  # more room for the desk
     with atomic_write(out) as temporary: nbformat.write(book, temporary)
     return out
+
+
+def open_lab(book: str | Path) -> None:
+    "Open a notebook in JupyterLab and wait until it is closed. ConfigError where JupyterLab is not installed."
+    if find_spec("jupyterlab") is None: raise ConfigError("the desk needs JupyterLab: pip install 'spectral-core[chapters]'")
+    subprocess.run([sys.executable, "-m", "jupyterlab", str(book)], check=False)
+
+
+def write_counts(
+    ranked: str | Path,
+    labels: str | Path | None = None,  # by default `<ranked>.labels.csv`
+    published: str | Path | None = None,  # a list with id and group; by default those of Liang+23
+) -> list[tuple[str, Table]]:
+    "What the inspectors found: (name, table) of `summarise`, written as `<ranked>.classes.csv` and so on. DataError where there are no labels."
+    given = read_labels(labels_path(ranked) if labels is None else labels)
+    if not len(given): raise DataError(f"nobody has labelled anything in {labels or labels_path(ranked)} yet")
+    tables = summarise(given, read_ranking(ranked), None if published is None else read_published(published))
+    return [(str(write_table(table, Path(ranked).with_suffix(f".{name.replace(' ', '_')}.csv"))), table) for name, table in tables.items()]
