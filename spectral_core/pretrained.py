@@ -22,6 +22,7 @@ from .models.flows import FlowConfig, MaskedAutoregressiveFlow, SplineFlow
 from .models.gis import GIS, GISConfig
 from .models.mixtures import AutoregressiveMixture, MixtureConfig
 from .models.pae import DenseAutoencoder, PAEConfig
+from .models.spender import SpenderAutoencoder, SpenderConfig
 from .models.vae import VAEConfig, VariationalAutoencoder
 from .spectra.surveys import BOSS, DESI, SDSS, Survey, get_survey
 
@@ -31,6 +32,7 @@ __all__ = ['save_model', 'load_model', 'load', 'read_card']
 # %% ../nbs/52_pretrained.ipynb #cc672c08
 _AUTOENCODERS = {
     "RedshiftAutoencoder": (RedshiftAutoencoder, AutoencoderConfig),
+    "SpenderAutoencoder": (SpenderAutoencoder, SpenderConfig),
     "DenseAutoencoder": (DenseAutoencoder, PAEConfig),
     "VariationalAutoencoder": (VariationalAutoencoder, VAEConfig),
 }
@@ -106,7 +108,11 @@ def _shipped(name: str) -> Path:
 
 
 def load(name: str) -> nn.Module:
-    "A model that travels with the package: 'sdss' (autoencoder), 'sdss_flow' (density of its latents)."
+    """A model that travels with the package, one for each chapter, by name; `read_card` says what each is for.
+
+    'sdss', 'desi', 'desi_stars' and 'pae' are autoencoders, each with the density of its latents, '<name>_flow'; 'vae' is a variational
+    one; 'sedflow' a posterior of galaxy properties given photometry. `inputs.ready_for` brings spectra into the form that each reads.
+    """
     return load_model(_shipped(name))
 
 

@@ -13,10 +13,15 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as as_safetensors
 
-from spectral_core.core import ModelFileError, assets_dir
+from spectral_core.analysis.outliers import load_calibration
+from spectral_core.core import ConfigError, ModelFileError, assets_dir
+from spectral_core.inputs import load_filler, ready_for
 from spectral_core.models.autoencoder import AutoencoderConfig, RedshiftAutoencoder
 from spectral_core.models.flows import FlowConfig, MaskedAutoregressiveFlow, SplineFlow
+from spectral_core.predict import chi2, encode, log_prob
 from spectral_core.pretrained import load, load_model, read_card, save_model
+from spectral_core.shipping import SIZES
+from spectral_core.simulate.mock import mock_survey
 from spectral_core.spectra.surveys import DESI, SDSS
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
@@ -36,7 +41,7 @@ MODELS = {
 def output(model):
     "What a model says of fixed input."
     with torch.no_grad():
-        if not isinstance(model, RedshiftAutoencoder): return model.log_prob(X)
+        if not hasattr(model, "encode"): return model.log_prob(X)
         flux = torch.linspace(0.5, 1.5, model.survey.grid.n).expand(2, -1)
         latents = model.encode(flux, torch.ones_like(flux), torch.tensor([0.001, 0.002]))
         return torch.cat([latents, model.decode(latents)], 1)
@@ -204,12 +209,52 @@ def test_what_is_not_there_is_named(tmp_path, folder):
 # ---- what is shipped
 
 
-@pytest.mark.parametrize("name", sorted(p.parent.name for p in assets_dir().glob("*/model.json")))
+SHIPPED = sorted(p.parent.name for p in assets_dir().glob("*/model.json"))
+
+
+def test_there_is_a_model_for_each_chapter_and_a_density_for_those_that_rank():
+    assert set(SHIPPED) == {*SIZES, "sedflow", *(f"{name}_flow" for name in SIZES if name != "vae")}
+    for name in ("sdss", "desi", "desi_stars"):
+        assert load(name).n_latent == load(f"{name}_flow").n_features
+        assert len(load_calibration(assets_dir() / f"{name}_flow" / "tail.safetensors").statistic) > 1000
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_model_loads_and_its_card_says_how_it_was_made(name):
     model, card = load(name), read_card(name)
     told = [torch.zeros(n)] if (n := getattr(model.config, "context", 0)) else []
-    assert torch.isfinite(output(model) if isinstance(model, RedshiftAutoencoder) else model.sample(100, *told, seed=0)).all()
-    assert {"command", "data", "not for"} <= card.keys() and "seed" in card["data"]
+    assert torch.isfinite(output(model) if hasattr(model, "encode") else model.sample(100, *told, seed=0)).all()
+    assert {"command", "data", "not for"} <= card.keys() and "seed" in card["data"] and "mock" in card["data"]
+    if name not in SIZES: return
+    assert card["command"].startswith(f"python -m spectral_core.shipping {name} --n ") and card["held-out mock"]["n"] > 300
+    assert card["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_input_of_another_kind_is_brought_to_each_model():
+    near = mock_survey("sdss", n=40, seed=90, population="nearby")
+    for name in ("sdss", "pae", "vae"):
+        ready, model = ready_for(name, near), load(name)
+        assert ready.survey.grid == model.survey.grid and np.isfinite(encode(model, ready)).all() and len(ready) > 30
+        if name == "vae": assert not ready.mask[ready.good].any()
+    assert (near.id[ready_for("pae", near).table["row"]] == ready_for("pae", near).id).all()
+    with pytest.raises(ConfigError, match="reads no spectra"): ready_for("sdss_flow", near)
+
+
+def test_the_cards_of_the_galaxy_models_say_what_a_new_mock_shows():
+    for name, population in (("sdss", "survey"), ("desi", "bgs")):
+        spectra = ready_for(name, mock_survey(name, n=200, seed=91, population=population))
+        spectra = spectra[spectra.good]
+        told, latents = read_card(name)["held-out mock"], encode(load(name), spectra)
+        assert np.nanmedian(chi2(load(name), spectra)["chi2_valid"]) < 1.1 * told["median chi2_valid"]
+        density = log_prob(load(f"{name}_flow"), latents)
+        tail = load_calibration(assets_dir() / f"{name}_flow" / "tail.safetensors").probability(spectra, density)
+        assert 0.35 < np.nanmedian(tail) < 0.65 and np.nanmean(tail < 0.1) < 0.2
+
+
+def test_a_filler_that_is_none_is_refused(tmp_path):
+    (tmp_path / "filler.safetensors").write_bytes(as_safetensors({"mean": torch.ones(3)}))
+    with pytest.raises(ModelFileError, match="holds no filler: it has mean"): load_filler(tmp_path / "filler.safetensors")
+    with pytest.raises(ModelFileError, match="holds no filler"): load_filler(tmp_path / "nowhere.safetensors")
 
 
 # ---- devices
