@@ -35,9 +35,9 @@ rule shard:
         shard=lambda wildcards: f"{wildcards.k}/{SHARDS}",
     threads: 1
     resources:
-        gpu=config.get("gpus", 0),
-        mem_mb=config.get("mem_mb", 4_000),
-        runtime=config.get("minutes", 12 * 60),
+        gpu=int(config.get("gpus", 0)),
+        mem_mb=int(config.get("mem_mb", 4_000)),
+        runtime=int(config.get("minutes", 12 * 60)),
     shell:
         """
         echo "$(date +%H:%M) shard {params.shard} begins; follow it in {log}"
@@ -55,7 +55,7 @@ rule merge:
     params:
         score=SCORE,
     resources:
-        mem_mb=config.get("mem_mb", 4_000),
-        runtime=config.get("minutes", 12 * 60),
+        mem_mb=int(config.get("mem_mb", 4_000)),
+        runtime=int(config.get("minutes", 12 * 60)),
     shell:
         "{params.score} > {log:q} 2>&1 || {{ tail -n 1 {log:q}; exit 1; }}"
