@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .core import ConfigError, SpectralError
+from .core import ConfigError, SpectralError, assets_dir
 from .results import VERDICTS
 
 # %% auto #0
@@ -42,6 +42,41 @@ def _as_dict(pairs: Sequence[str]) -> dict[str, str]:
         values[name] = value
     return values
 
+# %% ../nbs/84_cli.ipynb #ff1a70f3
+_DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def _words(*words: str) -> Any:
+    "A completer that offers these words."
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
+def _chapters(incomplete: str) -> list[tuple[str, str]]:
+    "Numbers of the chapters, or their full names once more than a number is typed."
+    from spectral_core.chapters import list_chapters
+
+    offered = [(name if len(incomplete) > 2 else name[:2], name[3:].replace("_", " ")) for name in list_chapters()]
+    return [(word, said) for word, said in offered if word.startswith(incomplete)]
+
+
+def _models(incomplete: str) -> list[str]:
+    "The models that travel with the package."
+    return [name for name in sorted(path.parent.name for path in assets_dir().glob("*/card.json")) if name.startswith(incomplete)]
+
+
+def _rankers(incomplete: str) -> list[str]:
+    "Those of them that rank a survey's spectra: beside each stands the density of its latents, and it knows redshifts."
+    cards = {name: (assets_dir() / name / "card.json").read_text() for name in _models(incomplete)}
+    return [name for name in cards if f"{name}_flow" in _models("") and "RedshiftAutoencoder" in cards[name]]
+
+
+def _datasets(incomplete: str, ctx: typer.Context) -> list[tuple[str, str]]:
+    "The data sets that are not on the line yet."
+    from spectral_core.manifest import list_datasets
+
+    taken = ctx.params.get("names") or ()
+    return [(d["name"], d["title"]) for d in list_datasets() if d["name"].startswith(incomplete) and d["name"] not in taken]
+
 # %% ../nbs/84_cli.ipynb #f2e0bb07
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Galaxy spectra compressed, ranked and explained: five papers as one tested system.")
@@ -56,25 +91,29 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version")] = False,
 ) -> None:
     pass
 
 # %% ../nbs/84_cli.ipynb #b0acf60b
 @app.command()
 def run(
-    chapter: Annotated[str, typer.Argument(help="Number, name or path of a chapter: 01")],
-    profile: Annotated[str, typer.Option(help="smoke (seconds), demo (minutes) or paper (its sizes)")] = "demo",
-    source: Annotated[str, typer.Option(help="Whose spectra are ranked: mock, sdss, …")] = "mock",
-    train: Annotated[str, typer.Option(help="What is trained on: mock or source")] = "mock",
+    chapter: Annotated[str, typer.Argument(help="Number, name or path of a chapter: 01", autocompletion=_chapters)],
+    profile: Annotated[str, typer.Option(help="smoke (seconds), demo (minutes) or paper (its sizes)",
+                                          autocompletion=_words("smoke", "demo", "paper"))] = "demo",
+    source: Annotated[str, typer.Option(help="Whose spectra are ranked: mock, or real ones (sdss, desi)",
+                                         autocompletion=_words("mock", "sdss", "desi"))] = "mock",
+    train: Annotated[str, typer.Option(help="What is trained on: mock or source",
+                                        autocompletion=_words("mock", "source"))] = "mock",
     data: Annotated[Path | None, typer.Option(help="File or folder of your own spectra")] = None,
     seed: Annotated[int, typer.Option(help="One seed for the whole run")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps", autocompletion=_words(*_DEVICES))] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder of the run, taken literally")] = None,
     parameter: Annotated[list[str] | None, typer.Option("-p", "--parameter", metavar="NAME VALUE",
                                                         help="Another parameter; repeat as needed")] = None,
     force: Annotated[bool, typer.Option("--force", help="Set an earlier run in the folder aside first")] = False,
-    stale: Annotated[str, typer.Option(help="An earlier run of other parameters, data or code: refuse, or redo (set it aside)")] = "refuse",
+    stale: Annotated[str, typer.Option(help="An earlier run of other parameters, data or code: refuse, or redo (set it aside)",
+                                        autocompletion=_words("refuse", "redo"))] = "refuse",
 ) -> None:
     "Run a chapter from beginning to end; its numbers are believed only if every step of it completed."
     from spectral_core.chapters import run_chapter
@@ -100,12 +139,13 @@ def _print_top(table: Any, lists: Counter) -> None:
 @app.command()
 def score(
     files: Annotated[list[Path], typer.Argument(help="Spectra, stores, or folders of them")],
-    model: Annotated[str, typer.Option(help="Name of a shipped model, or folder of your own (its density in FOLDER_flow)")] = "sdss",
+    model: Annotated[str, typer.Option(help="Name of a shipped model, or folder of your own (its density in FOLDER_flow)",
+                                        autocompletion=_rankers)] = "sdss",
     out: Annotated[Path | None, typer.Option(help="Table to write: .fits, .ecsv, .csv or .parquet; called again, it goes on")] = None,
     shard: Annotated[str | None, typer.Option(metavar="K/N", help="Do the K-th of N shares; without it, merge them")] = None,
     latents: Annotated[Path | None, typer.Option(help="Table of the latents, row for row with OUT")] = None,
     pictures: Annotated[int, typer.Option(help="Draw the most unusual N beside the table")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps", autocompletion=_words(*_DEVICES))] = "auto",
 ) -> None:
     "Rank spectra by how unusual they are, without training: one row each, nothing dropped, any number of them with --out."
     from spectral_core.scoring import score, score_survey
@@ -125,7 +165,7 @@ def score(
 @app.command()
 def fit(
     data: Annotated[Path, typer.Argument(help="A store of normalised spectra, or a .safetensors file of arrays")],
-    model: Annotated[str, typer.Option(help="Folder of save_model with the first weights, or a shipped model")],
+    model: Annotated[str, typer.Option(help="Folder of save_model with the first weights, or a shipped model", autocompletion=_models)],
     out: Annotated[Path, typer.Option(help="Folder of the run; called again, it goes on")],
     valid: Annotated[Path | None, typer.Option(help="Validation data; else 15 % of the galaxies of the store")] = None,
     settings: Annotated[Path | None, typer.Option(help="Settings as JSON, or the config.json of another run")] = None,
@@ -135,7 +175,7 @@ def fit(
     seed: Annotated[int | None, typer.Option(help="Seed of the fit and of the split [0]")] = None,
     amp: Annotated[bool | None, typer.Option("--amp/--no-amp", help="bfloat16 where autocast finds it safe [no]")] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without improvement that end the fit")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps; each process takes its own GPU")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps; each process takes its own GPU", autocompletion=_words(*_DEVICES))] = "auto",
     processes: Annotated[int | None, typer.Option(help="How many torchrun was asked for; fewer are an error")] = None,
     force: Annotated[bool, typer.Option("--force", help="Remove another run that is in the folder")] = False,
     tied: Annotated[bool, typer.Option("--tied", hidden=True)] = False,  # to whoever started this: see fit_on_gpus
@@ -153,7 +193,7 @@ def fit(
 
 
 @app.command()
-def fetch(names: Annotated[list[str], typer.Argument(help="Data sets by name; see the command list")],
+def fetch(names: Annotated[list[str], typer.Argument(help="Data sets by name; see the command list", autocompletion=_datasets)],
           offline: Annotated[bool, typer.Option("--offline", help="Use only what is already here")] = False) -> None:
     "Fetch data sets by name, verified; those that are here already are not fetched again."
     from spectral_core.manifest import fetch
@@ -165,7 +205,7 @@ def fetch(names: Annotated[list[str], typer.Argument(help="Data sets by name; se
 # %% ../nbs/84_cli.ipynb #88e2d6a3
 @app.command("list")
 def list_all() -> None:
-    "List the chapters and the data sets."
+    "List the chapters, the models that travel with the package, and the data sets."
     from rich.console import Console
     from rich.table import Table
 
@@ -174,7 +214,8 @@ def list_all() -> None:
 
     table = Table("name", "what", "chapters", title="data sets")
     for d in list_datasets(): table.add_row(d["name"], d["title"], ", ".join(map(str, d["chapters"])))
-    Console().print(*(f"chapter {name}" for name in list_chapters()), table, sep="\n")
+    chapters, models = [f"chapter {name}" for name in list_chapters()], f"models to score with: {', '.join(_rankers(''))}"
+    Console().print(*chapters, models, table, sep="\n")
 
 
 @app.command()
@@ -193,7 +234,8 @@ def vet(
     ranked: Annotated[Path, typer.Argument(help="A ranked table: .fits, .ecsv, .csv or .parquet, with id and rank")],
     data: Annotated[list[Path] | None, typer.Option(help="Where its spectra are; repeat as needed. By default where the table says")] = None,
     top: Annotated[int, typer.Option(help="Look at so many", min=1)] = 200,
-    model: Annotated[str | None, typer.Option(help="Name of a shipped model; by default the one that the table names")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of a shipped model; by default the one that the table names",
+                                               autocompletion=_rankers)] = None,
     inspector: Annotated[str, typer.Option(help="Your name; by default that of your account")] = "",
     labels: Annotated[Path | None, typer.Option(help="File of the labels; by default RANKED.labels.csv")] = None,
     gallery: Annotated[Path | None, typer.Option(help="Write this HTML page instead of opening the desk")] = None,

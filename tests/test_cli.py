@@ -112,3 +112,68 @@ def test_report_of_two_runs(command, tmp_path):
         run.finish()
     code, out, _ = command("report", "--out", tmp_path / "all.html", tmp_path / "a", tmp_path / "b")
     assert (code, out.strip()) == (0, str(tmp_path / "all.html")) and "2 runs" in (tmp_path / "all.html").read_text()
+
+
+# ------------------------------------------------------------------ completion and help
+
+COMPLETE = """import os, sys
+os.environ |= {"COMP_WORDS": sys.argv[1], "COMP_CWORD": sys.argv[2], "_SPECTRAL_CORE_COMPLETE": "complete_bash"}
+from spectral_core.cli import main
+try: main([])
+finally: print(sorted({"torch", "matplotlib", "papermill", "sklearn", "astropy"} & set(sys.modules)))"""
+
+
+def complete(line: str) -> list[str]:
+    "What a tab at the end of the line offers, in a fresh process that must load nothing heavy."
+    words = line.split(" ")
+    done = subprocess.run([sys.executable, "-c", COMPLETE, line, str(len(words) - 1)], capture_output=True, text=True, check=True)
+    *offered, loaded = done.stdout.splitlines()
+    assert loaded == "[]", f"{line!r} loads {loaded}"
+    return offered
+
+
+@pytest.mark.parametrize("line, offered", [
+    ("spectral-core run 0", [name[:2] for name in chapters.list_chapters()]),
+    ("spectral-core run 02_", ["02_probabilistic_autoencoder"]),
+    ("spectral-core run 01 --profile ", ["smoke", "demo", "paper"]),
+    ("spectral-core score x.fits --model sd", ["sdss"]),
+    ("spectral-core fetch demo sdss_galaxy_s", ["sdss_galaxy_spectra"])])
+def test_a_tab_offers_what_there_is_without_torch(line, offered):
+    assert complete(line) == offered
+
+
+def test_what_is_offered_as_a_model_can_be_scored_with():
+    "The names come from file names alone; here each is loaded and ranks a spectrum."
+    from spectral_core.cli import _rankers
+    from spectral_core.spectra.container import Spectra
+
+    for name in _rankers(""):
+        models = scoring._models(name)
+        survey = models.autoencoder.survey
+        spectra = Spectra(*[[[1.0] * survey.grid.n]] * 2, [0.1], survey)
+        assert len(scoring._rank(models, spectra, "cpu")[0]) == 1
+
+
+@pytest.mark.parametrize("command_name", ["", "run", "score", "fit", "fetch", "list", "report", "vet"])
+def test_every_option_says_what_it_does(command_name):
+    "Every command, argument and option has a help text of its own."
+    import typer.main
+
+    from spectral_core.cli import app
+
+    top = typer.main.get_command(app)
+    found = top.commands[command_name] if command_name else top
+    assert set(top.commands) >= {"run", "score", "fetch", "list", "report"} and (found.help or "").strip()
+    silent = [p.name for p in found.params if not getattr(p, "help", None) and not getattr(p, "hidden", False)]
+    assert not silent, f"{command_name or 'spectral-core'}: no help for {silent}"
+
+
+def test_completion_is_installed_for_the_shell_in_use(tmp_path):
+    import os
+
+    env = os.environ | {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [sys.executable, "-c", "from spectral_core.cli import main; main()", "--install-completion", "bash"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [script] = [path for path in tmp_path.rglob("*") if path.is_file() and "_SPECTRAL_CORE_COMPLETE" in path.read_text()]
+    assert str(script) in (tmp_path / ".bashrc").read_text()
