@@ -186,6 +186,20 @@ def test_make_installs_what_a_target_needs_and_only_once(tmp_path):
     assert done.returncode != 0 and "trouble" in done.stderr and "report:" not in done.stdout
 
 
+def test_a_survey_fanned_out_in_shards_is_the_table_of_one_call(tmp_path):
+    from spectral_core.simulate.mock import mock_survey
+    from spectral_core.spectra.store import write_store
+
+    mock = mock_survey("sdss", n=12, seed=0)
+    for name, rows in (("a", mock[:5]), ("b", mock[5:])): write_store(tmp_path / name, rows)
+    snakemake(tmp_path, "files=[a, b]", "out=many.ecsv", "shards=2", file="score.smk")
+    shards = [json.loads((tmp_path / f"many.ecsv.parts/shard-{k}-of-2.json").read_text()) for k in (1, 2)]
+    assert sorted(shard["spectra"] for shard in shards) == [5, 7]
+    alone = [sys.executable, "-m", "spectral_core", "score", "a", "b", "--out", "one.ecsv"]
+    subprocess.run(alone, cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "many.ecsv").read_bytes() == (tmp_path / "one.ecsv").read_bytes()
+
+
 # ------------------------------------------------------------------ SLURM
 
 
