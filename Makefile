@@ -1,5 +1,6 @@
 # make demo         a small environment, the demo data, every chapter offline, two at a time; ends with the path of one HTML report
 # make test         the whole environment, then everything that must hold
+# make environment  what the demo needs, and no more: for a cluster's login node
 # make docs         the documentation site, in _docs/
 # make executed     the chapters with the demo's figures, as a forge shows them (papers/executed, docs/pictures)
 # make pretrained   train again the small models that travel with the package
@@ -28,7 +29,7 @@ SNAKEMAKE := $(BIN)/snakemake --snakefile papers/Snakefile --profile papers/prof
 export OMP_NUM_THREADS ?= 1
 export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba
 
-.PHONY: demo test docs executed pretrained clean
+.PHONY: demo test environment docs executed pretrained clean
 .NOTPARALLEL:
 
 # After install and fetch nothing may need the network, so it is not asked for. What the engine says about itself is shown
@@ -43,6 +44,8 @@ test: $(COMPLETE) $(FETCHED)
 	$(BIN)/ruff check spectral_core tests benchmarks papers
 	$(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+
+environment: $(FETCHED)
 
 docs: $(COMPLETE) $(FETCHED)
 	$(BIN)/python docs/build.py
