@@ -175,6 +175,11 @@ def _unit(raw: bytes, start: int, path: Path) -> tuple[HDU, int]:
     return _with_data(hdu, raw[at : at + size], shape), stop
 
 
+def _is_filled(raw: Any) -> bool:
+    "Is there anything but padding in these bytes?"
+    return bool(bytes(raw).strip(b"\0 \r\n"))
+
+
 def read_fits(path: str | Path) -> list[HDU]:
     """All units of a FITS file, plain or gzipped (FITS Standard 4.0), in their order.
 
@@ -182,8 +187,8 @@ def read_fits(path: str | Path) -> list[HDU]:
     something that this reader doesn't know; a plain file without checksums can hide a flipped bit in its numbers.
     """
     path = Path(path)
-    raw, units, at = _content(path), [], 0
-    while at < len(raw) and raw[at:].strip(b"\0 \r\n"):
+    raw, units, at = memoryview(_content(path)), [], 0  # a view: the units share the bytes of the file
+    while at < len(raw) and (_is_filled(raw[at : at + _BLOCK]) or _is_filled(raw[at:])):
         try:
             hdu, at = _unit(raw, at, path)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -201,7 +206,7 @@ def read_headers(path: str | Path) -> list[HDU]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        while at < len(raw) and raw[at : at + _BLOCK].tobytes().strip(b"\0 \r\n"):
+        while at < len(raw) and _is_filled(raw[at : at + _BLOCK]):
             hdu, begin, size, _ = _header(memoryview(raw), at, path)
             units.append(hdu)
             at = begin + size + -size % _BLOCK
