@@ -182,13 +182,13 @@ class Cases:
         ra, dec = self.position(i)
         return str(cutout_url(ra, dec, "desi" if self.spectra.survey.name == "desi" else "sdss")[0])
 
-    def figure(self, i: int, narrow: bool = False) -> Figure:
+    def figure(self, i: int, narrow: bool = False, title: bool = True) -> Figure:
         "The picture of a case, `plot_case`."
         rows = self.nearest[i][self.nearest[i] >= 0]
         titles = [f"#{r}   z {z:.3f}" if r > 0 else f"not ranked   z {z:.3f}" for r, z in zip(self.reference_rank[rows], self.reference.z[rows])]
         model, second = None if self.reconstruction is None else self.reconstruction[i], self.second[i]
         return plot_case(self.spectra[i], model, second=second if second and second.clear else None, neighbours=self.reference[rows],
-                         neighbour_titles=titles, title="" if narrow else self.title(i), note="mock" if self.mock else "", narrow=narrow)
+                         neighbour_titles=titles, title=self.title(i) if title else "", note="mock" if self.mock else "", narrow=narrow)
 
 # %% ../nbs/82_evidence.ipynb #316388bc
 def describe(cases: Cases, i: int) -> str:

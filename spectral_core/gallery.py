@@ -60,7 +60,7 @@ document.querySelectorAll("nav button").forEach(button => button.onclick = () =>
 def _picture(cases: Cases, i: int) -> str:
     "The narrow picture of a case as an `<img>`, about 40 kB."
     buffer = BytesIO()
-    cases.figure(i, narrow=True).savefig(buffer, format="webp", dpi=190, pil_kwargs={"quality": 72, "method": 2})
+    cases.figure(i, narrow=True, title=False).savefig(buffer, format="webp", dpi=190, pil_kwargs={"quality": 72, "method": 2})
     alt = html.escape(f"spectrum, model, residual and line windows of {cases.title(i)}")
     return f'<img alt="{alt}" width="798" height="798" decoding="async" src="data:image/webp;base64,{b64encode(buffer.getvalue()).decode()}">'
 

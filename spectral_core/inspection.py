@@ -119,7 +119,7 @@ def current_labels(labels: Table) -> Table:
     return kept[kept["class"] != ""]
 
 # %% ../nbs/80_inspection.ipynb #0605ba6f
-_HELD: dict[Path, io.TextIOWrapper] = {}
+_HELD: dict[Path, int] = {}  # lock file: descriptor, open as long as the desk
 
 
 def hold_desk(labels: str | Path, inspector: str) -> None:
@@ -129,25 +129,24 @@ def hold_desk(labels: str | Path, inspector: str) -> None:
     if path in _HELD: return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as the desk)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise RunError(f"cannot keep labels in {path.parent}: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.seek(0)
-        with file: pid = file.read().strip() or "?"
+        pid = os.read(file, 20).decode(errors="replace").strip() or "?"
+        os.close(file)
         raise RunError(f"{inspector} has a desk for {labels} open already (pid {pid}): close that notebook's kernel, or use another name") from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    os.ftruncate(file, 0)
+    os.write(file, str(os.getpid()).encode())
     _HELD[path] = file
 
-
+# %% ../nbs/80_inspection.ipynb #6003b057
 def leave_desk(labels: str | Path) -> None:
     "Give back all places that this process holds at a labels file."
     for path in [p for p in _HELD if p.name.startswith(f".{Path(labels).name}.") and p.parent == Path(labels).resolve().parent]:
-        _HELD.pop(path).close()  # the file stays: taking it away would let two newcomers lock two files of one name
+        os.close(_HELD.pop(path))  # the file stays: taking it away would let two newcomers lock two files of one name
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class Desk:
         i = self.i if i is None else i
         if i not in self._pictures:
             buffer = BytesIO()
-            self.cases.figure(i).savefig(buffer, format="png", dpi=110)
+            self.cases.figure(i, title=False).savefig(buffer, format="png", dpi=110)
             self._pictures[i] = buffer.getvalue()
         return self._pictures[i]
 

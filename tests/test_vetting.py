@@ -1,0 +1,339 @@
+"""The vetting desk: labels that are never lost, spectra found by id, a desk that opens where it was left, an offline page."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from astropy.table import Table
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.spatial.distance import cdist
+
+import spectral_core as sc
+from spectral_core.analysis.blends import Templates
+from spectral_core.cli import main
+from spectral_core.core import ConfigError, DataError, RunError
+from spectral_core.evidence import _nearest, _second, describe, find_spectra, gather, read_ranking, sky_links
+from spectral_core.figures.vetting import smooth
+from spectral_core.gallery import write_gallery
+from spectral_core.inspection import (
+    CLASSES,
+    add_label,
+    current_labels,
+    desk,
+    hold_desk,
+    labels_path,
+    published_overlap,
+    read_labels,
+    read_published,
+)
+from spectral_core.spectra.container import Spectra
+from spectral_core.spectra.surveys import get_survey
+from spectral_core.tables import read_table, write_table
+from spectral_core.vetting import Desk, DeskView, vet, write_desk
+
+rng = np.random.default_rng(0)
+PYTHON = [sys.executable, "-c"]
+
+
+# ------------------------------------------------------------------ labels
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["", "star", "blend"]), st.sampled_from(["Ann", "Bo, the second"]),
+                          st.text(max_size=20)), max_size=12))
+def test_the_file_only_grows_and_the_last_label_counts(tmp_path_factory, given_labels):
+    path, before, model = tmp_path_factory.mktemp("labels") / "r.labels.csv", b"", {}
+    for id, word, who, comment in given_labels:
+        add_label(path, id, word, who, comment=comment)
+        after = path.read_bytes()
+        assert after.startswith(before) and after.endswith(b"\n")
+        before, model[id, who] = after, word
+    labels = read_labels(path)
+    assert [(r["id"], r["class"], r["comment"]) for r in labels] == [(i, w, " ".join(c.split())) for i, w, _, c in given_labels]
+    now = {(int(r["id"]), str(r["inspector"])): str(r["class"]) for r in current_labels(labels)}
+    assert now == {key: word for key, word in model.items() if word}
+
+
+def test_what_was_confirmed_survives_kill_9(tmp_path):
+    "A writer is killed without warning; every label whose call had returned is there, and the file takes new ones."
+    path = tmp_path / "r.labels.csv"
+    code = """
+import sys
+from spectral_core.inspection import add_label
+for i in range(10**6):
+    add_label(sys.argv[1], i, "star", "Ann")
+    print(i, flush=True)
+"""
+    with subprocess.Popen([*PYTHON, code, str(path)], stdout=subprocess.PIPE, text=True) as writer:
+        confirmed = [int(writer.stdout.readline()) for _ in range(40)][-1]
+        writer.send_signal(signal.SIGKILL)
+        confirmed = max([confirmed, *(int(line) for line in writer.stdout.read().splitlines() if line)])
+    ids = read_labels(path)["id"].tolist()
+    assert ids == list(range(len(ids))) and len(ids) in (confirmed + 1, confirmed + 2)
+    add_label(path, -5, "blend", "Bo")
+    assert read_labels(path)["id"].tolist() == [*ids, -5]
+
+
+def test_two_inspectors_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "r.labels.csv"
+    code = """
+import sys
+from spectral_core.inspection import add_label
+for i in range(60): add_label(sys.argv[1], i, "star", sys.argv[2], comment="x" * 300)
+"""
+    writers = [subprocess.Popen([*PYTHON, code, str(path), who]) for who in ("Ann", "Bo")]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    labels = read_labels(path)
+    for who in ("Ann", "Bo"): assert labels["id"][labels["inspector"] == who].tolist() == list(range(60))
+    assert len(labels) == 120
+
+
+def test_one_inspector_has_one_desk(tmp_path):
+    path = tmp_path / "r.labels.csv"
+    code = """
+import sys
+from spectral_core.inspection import hold_desk
+for who in sys.argv[2:]: hold_desk(sys.argv[1], who)
+"""
+    with desk(path, "Ann"):
+        hold_desk(path, "Ann")  # the cell was run again: no second desk
+        other = subprocess.run([*PYTHON, code, str(path), "Bo", "Ann"], capture_output=True, text=True)
+        assert other.returncode and "RunError: Ann has a desk" in other.stderr  # Bo had none
+    subprocess.run([*PYTHON, code, str(path), "Ann"], check=True)
+
+
+def test_a_torn_line_costs_itself_only(tmp_path):
+    path = tmp_path / "r.labels.csv"
+    add_label(path, 1, "star", "Ann")
+    with open(path, "a") as file: file.write("2,2,sta")
+    add_label(path, 3, "blend", "Ann")
+    with pytest.warns(UserWarning, match="1 damaged lines.*line 3"): labels = read_labels(path)
+    assert labels["id"].tolist() == [1, 3]
+
+
+def test_what_cannot_be_saved_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="NOT saved"): add_label(tmp_path / "file" / "r.labels.csv", 1, "star", "Ann")
+    with pytest.raises(ConfigError, match="inspector"): add_label(tmp_path / "r.csv", 1, "star", "")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="no file of labels"): read_labels(tmp_path / "other.csv")
+
+
+def test_published_outliers_are_found_by_id_whatever_stands_around_them(tmp_path):
+    published = read_published()
+    chosen = published[rng.choice(len(published), 20, replace=False)]
+    ids = np.concatenate([chosen["id"], np.arange(30), [-1, -1]])
+    rank = rng.permutation(len(ids)) + 1
+    mixed = rng.permutation(len(ids))
+    found = published_overlap(read_labels(()), Table({"id": ids[mixed], "rank": rank[mixed]}))
+    assert sorted(found["id"]) == sorted(chosen["id"]) and (np.diff(found["rank"]) > 0).all()
+    assert dict(zip(found["id"], found["rank"])) == dict(zip(ids[:20], rank[:20]))
+
+
+# ------------------------------------------------------------------ evidence
+
+
+@pytest.fixture(scope="module")
+def mock():
+    return sc.mock_survey("sdss", n=12, seed=4)
+
+
+@pytest.fixture(scope="module")
+def ranked(mock, tmp_path_factory):
+    "Twelve mock files, ranked by the shipped model."
+    folder = tmp_path_factory.mktemp("mock")
+    sc.write_sdss(mock, folder / "spectra")
+    sc.score(folder / "spectra", out=folder / "ranked.fits", progress=False)
+    return folder / "ranked.fits"
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".ecsv", ".csv", ".parquet"])
+def test_any_ranked_table_will_do(tmp_path, suffix):
+    table = Table({"targetid": [2**60 + 1, 2**60, 7], "rank": [2, 1, -1], "list": ["ranked", "ranked", "flagged"]})
+    write_table(table, tmp_path / f"r{suffix}")
+    assert read_ranking(tmp_path / f"r{suffix}")["id"].tolist() == [2**60, 2**60 + 1, 7]
+
+
+def test_spectra_are_found_by_id_in_files_stores_and_memory(mock, ranked, tmp_path):
+    table, folder = read_ranking(ranked), ranked.parent / "spectra"
+    sc.write_store(tmp_path / "store", mock[::-1])
+    for data in (folder, tmp_path / "store", mock, [*folder.iterdir()]):
+        rows, spectra = find_spectra(table, data)
+        assert (rows["id"] == table["id"]).all() and (spectra.id == table["id"]).all()
+    some = sorted(folder.iterdir())[:5]
+    rows, spectra = find_spectra(table, some)
+    assert len(rows) == 5 and spectra.id.tolist() == [i for i in table["id"] if i in rows["id"]]
+    with pytest.raises(DataError): find_spectra(Table({"id": [1, 2]}), folder)
+    with pytest.raises(ConfigError, match="data="): find_spectra(Table({"id": [1, 2]}))
+
+
+@pytest.mark.parametrize("survey", ["sdss", "desi"])
+def test_a_second_object_is_found_at_its_redshift(survey):
+    "Features of a template added at z2, on a logarithmic and on a linear grid, with noise."
+    survey = get_survey(survey)
+    wave, z, z2 = survey.grid.wave, np.array([0.08, 0.05]), np.array([0.21, 0.33])
+    rest = np.arange(2000.0, 10000.0, 0.5)
+    lines = [1 - 0.5 * np.exp(-0.5 * ((rest[:, None] - rng.uniform(3000, 7000, 40)) / 5) ** 2).sum(1) for _ in range(2)]
+    templates = Templates(("a", "b"), rest, np.array(lines))
+    hidden = np.stack([0.3 * (np.interp(wave, rest * (1 + b), t) - 1) for b, t in zip(z2, templates.flux)])
+    flux = 1 + hidden + 0.05 * rng.standard_normal(hidden.shape)
+    spectra = Spectra(flux, np.full(flux.shape, 400.0), z, survey, table=Table({"norm": np.ones(2)}))
+    found = _second(spectra, np.ones_like(flux), templates)
+    assert np.abs(np.array([s.z for s in found]) - z2).max() < 5e-4
+    assert [s.template for s in found] == ["a", "b"] and all(s.clear for s in found)
+    nothing = _second(spectra.replace(flux=flux - hidden), np.ones_like(flux), templates)
+    assert not any(s.clear for s in nothing)
+    assert _second(spectra, np.full(flux.shape, np.nan), templates) == [None, None]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(arrays(float, (12, 2), elements=st.integers(-3, 3).map(float)), st.integers(1, 4))
+def test_nearest_are_the_nearest_others(latents, k):
+    "Also among twins; brute force agrees on the distances."
+    latents[5, 0] = np.nan
+    index = _nearest(latents, 8, k)
+    assert (index[5] == -1).all()
+    scaled = latents / np.maximum(np.nanstd(np.delete(latents, 5, 0), axis=0), 1e-9)
+    distance = cdist(scaled, scaled)
+    for i in {*range(8)} - {5}:
+        assert i not in index[i] and len(set(index[i])) == k and 5 not in index[i]
+        others = np.sort([distance[i, j] for j in range(12) if j not in (i, 5)])
+        np.testing.assert_allclose(distance[i, index[i]], others[:k])
+
+
+def test_smoothing_keeps_what_is_constant_and_weighs_what_is_sure():
+    flux, weight = np.full((2, 50), 3.0), rng.uniform(0, 1, (2, 50)) * (rng.uniform(size=(2, 50)) > 0.3)
+    soft = smooth(flux, weight)
+    assert np.allclose(soft[np.isfinite(soft)], 3.0)
+    flux[0, 20], weight[0, 20] = 1e6, 0.0  # a masked cosmic ray
+    assert np.nanmax(smooth(flux, weight)) < 3.1
+
+
+def test_cases_say_mock_and_where_on_the_sky(mock, ranked):
+    cases = gather(ranked, mock, n=3)
+    assert cases.mock and "mock data" in describe(cases, 0)
+    assert [t.get_text() for t in cases.figure(0).texts] == ["mock"]
+    told = gather(ranked, ranked.parent / "spectra", n=3)  # the files of a mock do not say so
+    assert not told.mock and gather(ranked, mock, n=3, mock=False).mock is False
+    assert (told.spectra.id == read_ranking(ranked)["id"][:3]).all() and told.reconstruction.shape == told.spectra.flux.shape
+    assert sky_links(0.0, -90.0) and not sky_links(np.nan, 1.0) and not sky_links(10.0, 91.0)
+    assert "12.500000%20%2B3.250000" in sky_links(12.5, 3.25)["SIMBAD"]
+
+
+# ------------------------------------------------------------------ the desk
+
+
+def test_a_desk_opens_where_it_was_left(ranked, tmp_path):
+    file = tmp_path / "mine.labels.csv"
+    view = vet(ranked, ranked.parent / "spectra", inspector="Ann", n=4, labels=file)
+    ids = view.desk.cases.spectra.id
+    for word in ("star", "blend"): view.buttons[word].click()
+    view.buttons["quasar"].click()
+    view.step(-1)
+    view.buttons["unsure"].click()  # a second thought on the third
+    again = DeskView(Desk(view.desk.cases, file, "Ann"))
+    assert again.desk.i == 3
+    assert [again.desk.said(i)[0] for i in range(4)] == ["star", "blend", "unsure", ""]
+    assert read_labels(file)["id"].tolist() == [*ids[:3], ids[2]]
+    again.only.value = "unlabelled"
+    again.step(-1)
+    assert again.desk.i == 3 and "no other" in again.status.value
+    assert set(read_labels(file)["model"]) == {"sdss"}
+
+
+def test_the_notebook_knows_its_list(ranked, tmp_path):
+    written = write_desk(ranked, [ranked.parent / "spectra"], out=tmp_path / "desk.ipynb", inspector="Ann", n=5)
+    book, values = json.loads(written.read_text()), {}
+    [cell] = [c for c in book["cells"] if "injected-parameters" in c["metadata"].get("tags", [])]
+    exec("".join(cell["source"]), values)  # plain assignments
+    assert values["ranked"] == str(ranked) and values["n"] == 5 and values["inspector"] == "Ann"
+    assert values["data"] == [str(ranked.parent / "spectra")]
+
+
+def test_the_command(ranked, tmp_path, capsys):
+    table = tmp_path / "list.csv"
+    write_table(read_table(ranked)["id", "rank"], table)
+    data = ["--data", str(ranked.parent / "spectra")]
+    with pytest.raises(SystemExit) as end: main(["vet", str(table), *data, "--no-open"])
+    assert not end.value.code and (tmp_path / "list.desk.ipynb").is_file()
+    with pytest.raises(SystemExit) as end: main(["vet", str(table), "--counts"])
+    assert end.value.code == 2 and "nobody has labelled" in capsys.readouterr().err
+    add_label(labels_path(table), read_ranking(table)["id"][0], "dusty", "Ann")
+    more = ["--counts", "--gallery", str(tmp_path / "g.html"), "--top", "2", "--mock"]
+    with pytest.raises(SystemExit) as end: main(["vet", str(table), *data, *more])
+    assert not end.value.code and "dusty" in capsys.readouterr().out
+    assert read_table(tmp_path / "list.classes.csv")["class"].tolist() == ["dusty"]
+    page = (tmp_path / "g.html").read_text()
+    assert page.count("<article") == 2 and "Mock data" in page and "dusty" in page
+
+
+# ------------------------------------------------------------------ in a browser
+
+
+@pytest.fixture(scope="module")
+def gallery(mock, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gallery")
+    cases = gather(Table({"id": mock.id[:4]}, meta={"model": "sdss"}), mock, n=4)
+    add_label(folder / "l.csv", mock.id[1], "odd lines", "Ann", comment="<script>window.stolen = 1</script>")
+    title = "Mock spectra & more"
+    return write_gallery(cases, folder / "gallery.html", labels=folder / "l.csv", title=title, progress=False), cases
+
+
+def test_a_gallery_fetches_nothing(gallery):
+    text = gallery[0].read_text()
+    pages = r"https://(?:simbad|ned|www\.legacysurvey|skyserver)"
+    assert not re.findall(rf'(?:src|href)="(?!data:|#|{pages})[^"]*"', text)
+    assert not re.findall(r'src="http|@import|<link', text) and text.count('src="data:image/webp') == 4
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_gallery_fits_phone_and_desktop(page, gallery, width):
+    path, cases = gallery
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    widths = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
+    assert widths == [798] * 4
+    assert {url.split(":")[0] for url in asked} <= {"file", "data"} and page.evaluate("window.stolen") is None
+    page.get_by_role("button", name="odd lines 1").click()
+    assert page.locator("article:visible h3").all_inner_texts() == [" ".join(cases.title(1).split())]
+    page.get_by_role("button", name="all 4").click()
+    assert page.locator("article:visible").count() == 4
+
+
+@pytest.mark.real
+def test_a_label_of_a_real_spectrum_survives_a_restart(lab, page, mirror):
+    "The desk in JupyterLab on ranked real SDSS spectra: a click is on the disk, and on its button after the kernel died."
+    data = [mirror / "sdss_galaxy_spectra", mirror / "sdss_qso_spectra"]
+    ranked = lab.root / "ranked.fits"
+    table = sc.score(data, out=ranked, progress=False)
+    name, file = write_desk(ranked, data, inspector="Ann", n=10).name, labels_path(ranked)
+    show = """id => document.querySelector(".vet-head h3")?.innerText.includes(id)
+        && document.querySelector(".vet-picture")?.naturalWidth > 1000"""
+    first, second = (str(i) for i in table["id"][:2])
+    lab.open(page, name)
+    assert lab.run_all(page)
+    page.wait_for_function(show, arg=first)
+    page.get_by_role("button", name="active nucleus").click()
+    page.wait_for_function(show, arg=second)
+    [label] = read_labels(file)
+    assert (str(label["id"]), label["class"], label["inspector"], label["model"]) == (first, "active nucleus", "Ann", "sdss")
+
+    [kernel] = lab.api("kernels")
+    lab.api(f"kernels/{kernel['id']}/restart", method="POST")
+    page.reload()
+    lab.open(page, name)
+    assert lab.run_all(page)
+    page.wait_for_function(show, arg=second)  # the first without a label
+    page.get_by_role("button", name="previous").click()
+    page.wait_for_function(show, arg=first)
+    assert page.locator("button.mod-success").all_inner_texts() == ["active nucleus"]
+    assert len(read_labels(file)) == 1 and "active nucleus" in CLASSES
