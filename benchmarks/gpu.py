@@ -165,7 +165,8 @@ def drawn_spectra(n: int, seed: int = 0) -> Spectra:
             parts.append(model.reconstruct(flow.sample(len(rows), seed=int(rows[0])), torch.as_tensor(z[rows])).numpy())
     flux = np.concatenate(parts)
     flux += 0.1 * rng.standard_normal(flux.shape, dtype=np.float32)
-    return Spectra(flux, np.full_like(flux, 100), z, "sdss", mask=np.broadcast_to(sc.telluric_mask(SDSS.grid.wave), flux.shape))
+    mask = np.broadcast_to(sc.telluric_mask(SDSS.grid.wave), flux.shape)
+    return Spectra(flux, np.full_like(flux, 100), z, "sdss", mask=mask)
 
 
 def curves(spectra: Spectra, device: str, n_epoch: int) -> list[str]:
@@ -192,8 +193,8 @@ def similarity_row(device: str, n: int) -> str:
         return torch.autograd.grad(similarity_loss(latents, spectra, window), (latents, spectra))
 
     inputs = (latents.nbytes + spectra.nbytes) / 1e9
-    return (f"| {n} | {rest.n} | {1e3 * seconds_of(work, device, 10):.3g} | {gigabytes(peak_memory(work, device))} | {inputs:.2f} | "
-            f"{n * n * rest.n * 4 / 1e9:.2f} |")
+    milliseconds, memory = 1e3 * seconds_of(work, device, 10), gigabytes(peak_memory(work, device))
+    return f"| {n} | {rest.n} | {milliseconds:.3g} | {memory} | {inputs:.2f} | {n * n * rest.n * 4 / 1e9:.2f} |"
 
 
 def scoring_row(spectra: Spectra, device: str) -> str:
@@ -282,7 +283,7 @@ def main() -> None:
     parser.add_argument("--deterministic", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
-    if given.tiny or given.device == "cpu": torch.set_num_threads(1)  # of more, their number changes with the load, and the last bits
+    if given.tiny or given.device == "cpu": torch.set_num_threads(1)  # more come and go with the load, and change the last bits
     if given.victim: return victim(given.victim, given.device, given.die_at, given.deterministic)
     if given.tiny: return print(page("cpu", tiny=True))
     if not torch.cuda.is_available(): raise SystemExit("no GPU here, and nothing else is worth a page: try --tiny")
