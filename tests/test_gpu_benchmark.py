@@ -1,4 +1,4 @@
-"""What the page on a GPU says is measured: arithmetic is counted right, a refusal writes nothing, killed fits are compared to the bit."""
+"""What the page on a GPU says is measured: operations are counted right, a refusal writes nothing, resumed fits are compared."""
 
 import importlib.util
 import subprocess
