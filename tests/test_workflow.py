@@ -204,6 +204,10 @@ def test_a_survey_fanned_out_in_shards_is_the_table_of_one_call(tmp_path):
 # ------------------------------------------------------------------ SLURM
 
 
+def test_the_page_shows_the_profile_that_is_used():
+    assert (ROOT / "papers/profiles/slurm/config.yaml").read_text() in (ROOT / "docs/cluster.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def slurm():
     "A SLURM of one node; what to set in the environment to talk to it. Skipped where SLURM or munge are not installed."
