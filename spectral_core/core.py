@@ -214,8 +214,9 @@ def pick_device(device: str = "auto") -> str:
     "'auto' takes a GPU where there is one; asking for an absent one raises ConfigError."
     import torch
 
-    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    have = {"cpu": True, "cuda": torch.cuda.is_available()}
     if device == "auto": return "cuda" if have["cuda"] else "cpu"
+    if device == "mps": raise ConfigError("device 'mps' is not available: it has no float64, and redshifts need it; use 'cpu'")
     if not have.get(device.split(":")[0], False):
         raise ConfigError(f"device {device!r} is not available here; use 'auto' or one of {[d for d in have if have[d]]}")
     return device

@@ -150,10 +150,11 @@ def test_fault_29_devices(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == "cpu"
-    for absent in ("cuda", "cuda:1", "mps", "tpu"):
+    for absent in ("cuda", "cuda:1", "tpu"):
         with pytest.raises(ConfigError, match=r"not available here; use 'auto' or one of \['cpu'\]"): pick_device(absent)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match="'mps' is not available: it has no float64"): pick_device("mps")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert (pick_device("auto"), pick_device("cuda:1")) == ("cuda", "cuda:1")
 
