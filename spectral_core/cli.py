@@ -43,7 +43,7 @@ def _as_dict(pairs: Sequence[str]) -> dict[str, str]:
     return values
 
 # %% ../nbs/84_cli.ipynb #ff1a70f3
-_DEVICES = ("auto", "cpu", "cuda", "mps")
+_DEVICES = ("auto", "cpu", "cuda")
 
 
 def _words(*words: str) -> Any:
@@ -107,7 +107,7 @@ def run(
                                         autocompletion=_words("mock", "source"))] = "mock",
     data: Annotated[Path | None, typer.Option(help="File or folder of your own spectra")] = None,
     seed: Annotated[int, typer.Option(help="One seed for the whole run")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps", autocompletion=_words(*_DEVICES))] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda", autocompletion=_words(*_DEVICES))] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder of the run, taken literally")] = None,
     parameter: Annotated[list[str] | None, typer.Option("-p", "--parameter", metavar="NAME VALUE",
                                                         help="Another parameter; repeat as needed")] = None,
@@ -145,7 +145,7 @@ def score(
     shard: Annotated[str | None, typer.Option(metavar="K/N", help="Do the K-th of N shares; without it, merge them")] = None,
     latents: Annotated[Path | None, typer.Option(help="Table of the latents, row for row with OUT")] = None,
     pictures: Annotated[int, typer.Option(help="Draw the most unusual N beside the table")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps", autocompletion=_words(*_DEVICES))] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda", autocompletion=_words(*_DEVICES))] = "auto",
 ) -> None:
     "Rank spectra by how unusual they are, without training: one row each, nothing dropped, any number of them with --out."
     from spectral_core.scoring import score, score_survey
@@ -175,7 +175,7 @@ def fit(
     seed: Annotated[int | None, typer.Option(help="Seed of the fit and of the split [0]")] = None,
     amp: Annotated[bool | None, typer.Option("--amp/--no-amp", help="bfloat16 where autocast finds it safe [no]")] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without improvement that end the fit")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps; each process takes its own GPU", autocompletion=_words(*_DEVICES))] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; each process takes its own GPU", autocompletion=_words(*_DEVICES))] = "auto",
     processes: Annotated[int | None, typer.Option(help="How many torchrun was asked for; fewer are an error")] = None,
     force: Annotated[bool, typer.Option("--force", help="Remove another run that is in the folder")] = False,
     tied: Annotated[bool, typer.Option("--tied", hidden=True)] = False,  # to whoever started this: see fit_on_gpus
