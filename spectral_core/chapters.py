@@ -129,7 +129,8 @@ def _kernel_class(folder: str) -> type:
 
         kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
                                  language="python", display_name="this Python",
-                                 env={"MPLBACKEND": "module://matplotlib_inline.backend_inline"})
+                                 env={"MPLBACKEND": "module://matplotlib_inline.backend_inline",
+                                      "TQDM_DISABLE": "1"})  # a bar in a page is litter
 
         def __init__(self, **settings: Any):
             super().__init__(transport="ipc", connection_file=os.path.join(folder, "kernel.json"), **settings)

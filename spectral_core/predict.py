@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .batching import out_of_memory
 from .core import DataError, RunError, SpectrumError, pick_device
+from .progress import slow_bar
 from .spectra.conditions import check_told
 
 # %% auto #0
@@ -27,17 +28,19 @@ def check_grid(model: nn.Module, spectra: Any) -> None:
     if ours != theirs: raise SpectrumError(f"the model reads a {ours}; these spectra are on a {theirs}: rebin them or load another model")
 
 
-def in_batches(function: Callable[[slice], np.ndarray], n: int, batch_size: int) -> list[np.ndarray]:
+def in_batches(function: Callable[[slice], np.ndarray], n: int, batch_size: int, what: str = "predict") -> list[np.ndarray]:
     "Results of `function` on row slices; where memory runs out the slice is halved and tried again."
     parts, start = [], 0
-    while start < n:
-        try:
-            parts.append(function(slice(start, min(start + batch_size, n))))
-            start += batch_size
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error): raise
-            if batch_size == 1: raise RunError("one spectrum alone does not fit into memory; try device='cpu'") from error
-            batch_size //= 2
+    with slow_bar(total=n, what=what) as bar:
+        while start < n:
+            try:
+                parts.append(function(slice(start, min(start + batch_size, n))))
+                start += batch_size
+                bar.update(min(start, n) - bar.n)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error): raise
+                if batch_size == 1: raise RunError("one spectrum alone does not fit into memory; try device='cpu'") from error
+                batch_size //= 2
     return parts
 
 

@@ -1,4 +1,4 @@
-"""JupyterLab opens every notebook and runs it, in a real browser (headless Chromium), and the user's own Jupyter is left alone."""
+"""JupyterLab opens every notebook and runs it, in a real browser; the user's own Jupyter is left alone."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,8 @@ def test_a_chapter_opens_with_its_equations(page, desk):
 def test_a_failing_cell_is_noticed(lab, page):
     "The test of the tests: a notebook with an error does not pass for one that ran."
     cell = {"cell_type": "code", "source": ["1 / 0"], "metadata": {}, "outputs": [], "execution_count": None, "id": "a"}
-    book = {"cells": [cell], "metadata": {"kernelspec": {"name": "python3", "display_name": "python3"}}, "nbformat": 4, "nbformat_minor": 5}
+    metadata = {"kernelspec": {"name": "python3", "display_name": "python3"}}
+    book = {"cells": [cell], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
     (lab.root / "failing.ipynb").write_text(json.dumps(book))
     lab.open(page, "failing.ipynb")
     assert not lab.run_all(page)

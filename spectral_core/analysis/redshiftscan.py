@@ -14,6 +14,7 @@ from torch import nn
 
 from .templatefit import lowest_minima
 from ..core import SpectrumError, pick_device
+from ..progress import slow_bar
 from ..predict import check_grid
 from ..spectra.container import Spectra
 from ..spectra.preprocessing import normalise
@@ -64,7 +65,7 @@ def scan_redshift(
     device = pick_device(device)
     model, chi2 = model.to(device).eval(), np.full((len(spectra), len(z)), np.inf)
     with torch.no_grad():
-        for rows in (slice(i, i + block) for i in range(0, len(spectra), block)):
+        for rows in slow_bar([slice(i, i + block) for i in range(0, len(spectra), block)], "redshifts", unit="block"):
             part = spectra[rows]
             some = ~part.mask.all(axis=1)
             if not some.any(): continue

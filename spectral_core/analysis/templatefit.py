@@ -15,6 +15,7 @@ from .redrock import bin_template, lyman_transmission, oii_penalty, redrock_weig
 from ..archives.coadd import apply_resolution
 from ..archives.templates import Template, read_redrock_templates
 from ..core import DataError
+from ..progress import slow_bar
 from ..spectra.container import Spectra
 from ..spectra.wavelength import Grid
 
@@ -206,7 +207,7 @@ def fit_templates(
     templates = list((read_redrock_templates() if templates is None else templates).values())
     if not templates: raise DataError("fit_templates needs one template or more")
     lsf, parts = survey_resolution(spectra.survey), [slice(i, i + block) for i in range(0, len(spectra), block)]
-    tables = [_rows(spectra[part], templates, lsf, z_range) for part in parts or [slice(0, 0)]]
+    tables = [_rows(spectra[part], templates, lsf, z_range) for part in slow_bar(parts or [slice(0, 0)], "templates", unit="block")]
     return vstack(tables, metadata_conflicts="silent")
 
 # %% ../../nbs/66_analysis.templatefit.ipynb #e3d35032

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from astropy.io.ascii import InconsistentTableError
 from astropy.table import Table
-from tqdm.auto import tqdm
 from .fits import read_fits
 from .layouts import PIPELINE_LINES, read_spectrum
 from .sdss import plate_mjd_fiber, sdss_id
 from ..core import DataError
+from ..progress import slow_bar
 from ..spectra.labels import BPT_LINES, broad_rule
 
 # %% auto #0
@@ -199,11 +199,11 @@ def _pipeline_row(path: Path) -> dict[str, object]:
     return row
 
 
-def read_pipeline_lines(paths: str | Path | Sequence[str | Path], *, progress: bool = False) -> Table:
+def read_pipeline_lines(paths: str | Path | Sequence[str | Path], *, progress: bool | None = None) -> Table:
     "Line fits of the SDSS pipeline (HDU 3) from spec files or a folder of them, one row a file; rest-frame EWs, `broad` by its own rule."
     if isinstance(paths, str | Path): paths = sorted(p for p in Path(paths).rglob("*") if ".fit" in p.name) if Path(paths).is_dir() else [paths]
     if not paths: raise DataError("no spec files to read lines from")
-    return Table(rows=[_pipeline_row(Path(path)) for path in tqdm(paths, "lines", disable=not progress)])
+    return Table(rows=[_pipeline_row(Path(path)) for path in slow_bar(paths, "lines", unit="file", progress=progress)])
 
 # %% ../../nbs/21_archives.catalogs.ipynb #a16a8103
 def truth_lines(truth: Table, errors: Table | None = None, *, ew_error: float = 0.2) -> Table:

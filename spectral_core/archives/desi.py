@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table, vstack
-from tqdm.auto import tqdm
 from .coadd import Coadd, coadd_of, gaussian_resolution, is_coadd, merge_arms, place
 from .fits import HDU, read_fits
 from .redrock import REDROCK_COLUMNS, ZWARN_NODATA, Redrock, candidates, join_redshifts, redrock_of, redshift_unit, stem
 from ..core import ConfigError, DataError, Flag, SpectralError, atomic_write, seed_from
+from ..progress import slow_bar
 from ..spectra.container import Spectra, group_positions
 from ..spectra.surveys import DESI, Survey
 
@@ -115,10 +115,10 @@ def _beside(files: Sequence[tuple[Path, str, bool]]) -> list[tuple[Path, str, bo
     return [(path, path.name, False) for path in dict.fromkeys(names) if path.exists() and path not in {f[0] for f in files}]
 
 # %% ../../nbs/20_archives.desi.ipynb #552ca0d9
-def _read_all(files: Sequence[tuple[Path, str, bool]], on_error: str, progress: bool) -> tuple[list[_Part], list[Redrock], list[tuple[str, str]]]:
+def _read_all(files: Sequence[tuple[Path, str, bool]], on_error: str, progress: bool | None) -> tuple[list[_Part], list[Redrock], list[tuple[str, str]]]:
     "The coadds, the redshifts, and (name, reason) of what was left out."
     parts, catalogues, skipped = [], [], []
-    for path, name, inside in tqdm(files, "read", disable=not progress):
+    for path, name, inside in slow_bar(files, "read", unit="file", progress=progress):
         try:
             found = _read(path, name, inside)
         except SpectralError as error:
@@ -137,7 +137,7 @@ def read_desi(
     *,
     on_error: str = "raise",  # "skip": leave out files that can't be read, with a warning and a list
     dedupe: str | None = None,  # "first": keep the first of targets that stand twice
-    progress: bool = False,
+    progress: bool | None = None,  # None: a bar if it takes long
 ) -> Spectra:
     """DESI coadds, healpix or tile, merged onto the 7781 pixels of 0.8 Å, with redrock's redshifts joined by TARGETID.
 

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 from astropy.table import Column, Table
-from tqdm.auto import tqdm
 
 from .catalogs import _columns, _number
 from .fits import HDU, read_fits
 from .sdss import _files, sdss_id
 from ..core import ConfigError, DataError
+from ..progress import slow_bar
 from ..spectra.container import Spectra
 
 # %% auto #0
@@ -210,14 +210,14 @@ def _dispersion(hdus: list[HDU]) -> dict[str, float]:
     return {name: float(value) if isinstance(value := in_header.get(name), int | float) else np.nan for name in names}
 
 
-def read_dispersions(paths: str | Path | Sequence[str | Path], *, on_error: str = "raise", progress: bool = False) -> Table:
+def read_dispersions(paths: str | Path | Sequence[str | Path], *, on_error: str = "raise", progress: bool | None = None) -> Table:
     """σ_v of the SDSS pipeline from spec and spSpec files, or folders of them, as a source with one row a file.
 
     NaN where the fit failed (error ≤ 0, or 0 or 850 km/s). on_error="skip" leaves out unreadable files, with a warning and their number in meta.
     """
     if on_error not in ("raise", "skip"): raise ConfigError(f"on_error is 'raise' or 'skip', not {on_error!r}")
     rows, skipped = [], []
-    for path, _ in tqdm(_files(paths), "dispersions", disable=not progress):
+    for path, _ in slow_bar(_files(paths), "dispersions", unit="file", progress=progress):
         try:
             rows.append(_dispersion(read_fits(path)))
         except DataError as error:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from .fits import read_fits, write_fits
 from .layouts import BRIGHTSKY, FACTS, NODATA, PIPELINE_LINES, SpectrumFile, read_spectrum
 from ..core import ConfigError, DataError, Flag, SpectralError, SpectrumError, seed_from
+from ..progress import slow_bar
 from ..spectra.container import Spectra, group_positions
 from ..spectra.surveys import Survey, get_survey
 from ..spectra.wavelength import Grid, check_wave, rebin
@@ -129,7 +130,7 @@ def read_sdss(
     and_mask: str = "any",  # which bits of and_mask mask a pixel: "any", "pixel" (16 and above) or "none"
     on_error: str = "raise",  # "skip": leave out files that can't be read, with a warning and a list
     dedupe: str | None = None,  # "first": keep the first of observations that stand twice
-    progress: bool = False,
+    progress: bool | None = None,  # None: a bar if it takes long
 ) -> Spectra:
     """SDSS, BOSS and eBOSS spectra of any layout (spec-lite, spec-full, spSpec, tables; gz or not) as one `Spectra`.
 
@@ -141,7 +142,7 @@ def read_sdss(
     if on_error not in ("raise", "skip"): raise ConfigError(f"on_error is 'raise' or 'skip', not {on_error!r}")
     survey, files = get_survey(survey), _files(paths)
     rows, skipped = [], []
-    for (path, name), given in zip(tqdm(files, "read", disable=not progress), _redshifts(z, files), strict=True):
+    for (path, name), given in zip(slow_bar(files, "read", unit="file", progress=progress), _redshifts(z, files), strict=True):
         try:
             *arrays, facts = _read_file(path, survey.grid, and_mask)
         except SpectralError as error:

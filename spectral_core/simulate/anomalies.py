@@ -13,6 +13,7 @@ from astropy.table import Table
 from torch import Tensor
 
 from ..core import ConfigError, nearest, seed_from
+from ..progress import slow_bar
 from .distortions import bridge_gaps, emission, level, miscalibration, power_law, sky_spectrum, split_lines
 from .emission import C_KMS
 from .galaxy import make_galaxies, observed
@@ -210,4 +211,4 @@ def plant(
 
 def plant_all(n_per_group: int, survey: str | Survey = "sdss", seed: int = 0, *, sn: float | None = None) -> Spectra:
     "`plant` for every group that can be planted, one after the other."
-    return concatenate([plant(group, n_per_group, survey, seed, sn=sn) for group in MAKERS])
+    return concatenate([plant(group, n_per_group, survey, seed, sn=sn) for group in slow_bar(MAKERS, "anomalies", unit="group")])

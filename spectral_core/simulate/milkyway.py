@@ -10,6 +10,7 @@ import torch
 from astropy.table import Table, vstack
 
 from ..core import ConfigError, Flag, generator, nearest, seed_from
+from ..progress import slow_bar
 from .counter import hashed_bits
 from .dust import milky_way, transmission
 from .instrument import add_noise
@@ -178,7 +179,7 @@ def mock_stars(
     ids = [(hashed_bits(torch.tensor([seed_from(what, *key)]), n)[0] & (2**62 - 1)) for what in ("observation " + survey.name, "star")]
     outside = np.zeros(survey.grid.n, bool) if window is None else ~((survey.grid.wave >= window[0]) & (survey.grid.wave <= window[1]))
     parts = []
-    for block in range(-(-n // BLOCK)):
+    for block in slow_bar(range(-(-n // BLOCK)), "mock stars", unit="block"):
         rows = slice(block * BLOCK, min((block + 1) * BLOCK, n))
         truth, flux, own = (x[: rows.stop - rows.start] for x in _draw_block((*key, block), library, neighbours, shares))
         parts.append(_observed(truth, flux, own if gaps == "mask" else None, survey, [i[rows] for i in ids], outside))

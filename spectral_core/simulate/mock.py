@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from astropy.table import Table
 from ..core import ConfigError, SpectrumError, generator, seed_from
+from ..progress import slow_bar
 from .galaxy import make_galaxies, observed
 from .instrument import add_noise, snr
 from .photometry import survey_columns
@@ -96,17 +97,15 @@ def mock_survey(
     population: str | dict[str, float] = "survey",  # or "main", "flat", "bright", "bgs", or shares of them
     broad_line: str | float = "survey",  # or the share of type-1 nuclei above 1e10 M☉, quasar-like ones included
     device: str = "cpu",
-    progress: bool = False,
+    progress: bool | None = None,  # None: a bar if it takes long
 ) -> Spectra:
     """n mock galaxies as `survey` sees them; their truth is `.table`, row for row.
 
     Row i depends on seed, population and broad_line, not on n; the same galaxies come back for every survey. "bgs" rows carry
     magnitudes and an exposure time; `bgs_cuts` says which of them DESI would have targeted.
     """
-    from tqdm.auto import tqdm
-
     blocks = mock_blocks(survey, n, seed, population=population, broad_line=broad_line, device=device)
-    parts = list(tqdm(blocks, total=-(-n // BLOCK), desc="mock survey", unit="block", disable=not progress))
+    parts = list(slow_bar(blocks, "mock survey", total=-(-n // BLOCK), unit="block", progress=progress))
     if not parts: raise ConfigError("a mock survey needs at least one row")
     return concatenate(parts)
 

@@ -15,6 +15,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from ..core import ConfigError, generator, nearest, seed_from
+from ..progress import slow_bar
 from .anomalies import CLOUD
 from .distortions import arm_shares, emission, level, move_lines, power_law, split_lines
 from .dust import milky_way, transmission
@@ -255,4 +256,4 @@ def plant_desi_all(
     sn: float | None = None,
 ) -> Spectra:
     "`plant_desi` for every group whose templates are embedded, or for some, one after the other."
-    return concatenate([plant_desi(group, n_per_group, seed, r_max=r_max, sn=sn) for group in groups])
+    return concatenate([plant_desi(group, n_per_group, seed, r_max=r_max, sn=sn) for group in slow_bar(groups, "oddities", unit="group")])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 import numpy as np
 from astropy.table import Table
+from ..progress import slow_bar
 from .container import Spectra
 from .labels import broad_rule
 from .lines import line_wave
@@ -290,7 +291,8 @@ def fit_lines(
     covered; `measured` where all four are. For `basis` see `stellar_basis` and `simulate.templates`.
     """
     if not len(spectra): return fit_lines(Spectra(*np.zeros((2, 1, spectra.survey.grid.n)), [0.0], spectra.survey), basis)[:0]
-    rows = [_fit_rows(spectra[start : start + block], basis, ew_floor) for start in range(0, len(spectra), block)]
+    starts = slow_bar(range(0, len(spectra), block), "lines", unit="block")
+    rows = [_fit_rows(spectra[start : start + block], basis, ew_floor) for start in starts]
     table = Table({"id": spectra.id, "z": spectra.z} | {name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
     if "norm" in spectra.table.colnames:
         for name in (*_MEASURED, "broad"):

@@ -11,6 +11,7 @@ import numpy as np
 from astropy.table import Table
 
 from ..core import ConfigError, Flag, SpectrumError
+from ..progress import slow_bar
 from .container import Spectra
 from .preprocessing import select
 from .surveys import Survey, get_survey
@@ -65,7 +66,7 @@ def _binned(spectra: Spectra, rows: np.ndarray, z: np.ndarray, rest: Grid, metho
     "Flux and ivar (len(rows), k) float32 of some rows on the rest grid, a block of rows at a time."
     grid = spectra.survey.grid
     flux, ivar = (np.empty((len(rows), rest.n), np.float32) for _ in range(2))
-    for start in range(0, len(rows), _BLOCK):
+    for start in slow_bar(range(0, len(rows), _BLOCK), "rest frame", unit="block"):
         part = slice(start, start + _BLOCK)
         block = spectra.flux[rows[part]], np.where(spectra.mask[rows[part]], 0.0, spectra.ivar[rows[part]])
         if method == "mean": flux[part], ivar[part] = bin_mean(grid, *block, rest, z[part])
