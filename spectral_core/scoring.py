@@ -61,21 +61,35 @@ class Models(NamedTuple):
         return sha.hexdigest()[:16]
 
 
+def _checked(autoencoder: Any, name: str | Path) -> RedshiftAutoencoder:
+    "The model, if it reads spectra as they were observed; ConfigError for another kind."
+    if isinstance(autoencoder, RedshiftAutoencoder): return autoencoder
+    kind = type(autoencoder).__name__
+    raise ConfigError(f"{name} is a {kind}, which does not read spectra as observed: score with 'sdss', 'desi' or 'desi_stars', or see its chapter")
+
+
 def _models(model: str | Path | tuple) -> Models:
     "The models of a shipped name, of a folder (a path with a separator), or those given."
     if isinstance(model, tuple | list):
         if len(model) not in (2, 3): raise ConfigError("model is a name, a folder, or (autoencoder, flow[, calibration])")
-        return Models(*model)
+        return Models(_checked(model[0], "this model"), *model[1:])
     own = isinstance(model, Path) or os.sep in model
     folder = Path(f"{model}_flow") if own else assets_dir() / f"{model}_flow"
-    autoencoder, flow = (load_model(model), load_model(folder)) if own else (load(model), load(f"{model}_flow"))
+    autoencoder = _checked(load_model(model) if own else load(model), model)
+    flow = load_model(folder) if own else load(f"{model}_flow")
     tail = folder / "tail.safetensors"
     return Models(autoencoder, flow, load_calibration(tail) if tail.is_file() else None, str(model))
 
 
+def _prepared(spectra: Spectra, survey: Survey) -> Spectra:
+    "Normalised spectra; observed ones by the rules of the model's survey, if they are on its grid."
+    if "norm" in spectra.table.colnames: return spectra
+    return preprocess(spectra.replace(survey=survey) if spectra.survey.grid == survey.grid else spectra)
+
+
 def _rank(models: Models, spectra: Spectra, device: str) -> tuple[Table, np.ndarray]:
     "The ranking of some spectra, and their latents (n, S) in reading order; every network sees a spectrum once."
-    if "norm" not in spectra.table.colnames: spectra = preprocess(spectra)
+    spectra = _prepared(spectra, models.autoencoder.survey)
     latents, quality = encode_with_chi2(models.autoencoder, spectra, device=device)
     density = log_prob(models.flow, latents, device=device)
     tail = None if models.calibration is None else models.calibration.probability(spectra, density)
@@ -131,7 +145,7 @@ def score(
     if out is not None: table_format(out)
     models = _models(model)
     spectra, unread = (files, []) if isinstance(files, Spectra) else _read(files, models.autoencoder.survey, progress)
-    if "norm" not in spectra.table.colnames: spectra = preprocess(spectra)
+    spectra = _prepared(spectra, models.autoencoder.survey)
     ranked, _ = _rank(models, spectra, device)
     top = ranked[(ranked["rank"] > 0) & (ranked["rank"] <= pictures)]
     if pictures: _draw(top, spectra[np.asarray(top["row"])], models.autoencoder, Path(out or "score").with_suffix(""))
@@ -234,7 +248,9 @@ def score_survey(
             return record, Table(names=models.columns)
         merged, top = _merge(files, parts, folder, out, models, latents, progress)
     drawn = top[(top["rank"] > 0) & (top["rank"] <= pictures)]
-    if len(drawn): _draw(drawn, preprocess(read_ranked(drawn, files, models.autoencoder.survey)), models.autoencoder, out.with_suffix(""))
+    if len(drawn):
+        spectra = read_ranked(drawn, files, models.autoencoder.survey)
+        _draw(drawn, _prepared(spectra, models.autoencoder.survey), models.autoencoder, out.with_suffix(""))
     return record | merged, top
 
 # %% ../nbs/81_scoring.ipynb #cba64d1e

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ import torch
 from astropy.table import Table, vstack
 
 from spectral_core import merging
+from spectral_core.analysis.outliers import rank_outliers
 from spectral_core.archives.desi import write_desi
 from spectral_core.archives.sdss import read_sdss, write_sdss
-from spectral_core.core import ConfigError, DataError, RunError, generator, run_lock
+from spectral_core.core import ConfigError, DataError, Flag, RunError, generator, run_lock
 from spectral_core.models.autoencoder import RedshiftAutoencoder
 from spectral_core.models.flows import MaskedAutoregressiveFlow
 from spectral_core.parts import cut, find_sources, fingerprint, my_share, read_part
@@ -25,6 +28,7 @@ from spectral_core.scoring import read_ranked, score, score_survey
 from spectral_core.simulate.mock import mock_blocks, mock_survey
 from spectral_core.spectra.preprocessing import preprocess
 from spectral_core.spectra.store import open_store, write_store
+from spectral_core.spectra.surveys import SDSS
 
 TARGET = Path(__file__).with_name("score_target.py")
 
@@ -158,6 +162,7 @@ def test_bad_requests(files, own, tmp_path):
     for shard in ("0/4", "5/4", "2", "a/b", "1/0"):
         with pytest.raises(ConfigError, match="K/N"): score_survey(files, tmp_path / "a.fits", own, shard=shard, progress=False)
     with pytest.raises(ConfigError, match="written as"): score_survey(files, tmp_path / "a.doc", own)
+    with pytest.raises(ConfigError, match="pae is a DenseAutoencoder, which does not read"): score(files, "pae", progress=False)
     with pytest.raises(DataError, match="no such file"):
         score_survey([files, tmp_path / "nowhere"], tmp_path / "a.fits", own, progress=False)
     with pytest.raises(DataError, match="none of the 1 files holds a spectrum; .*HTML"):
@@ -187,6 +192,29 @@ def test_order_is_that_of_the_ranking_and_the_first_of_equals_stays():
         gone = again or place[i] == 5
         rows.append((5 if gone else place[i], np.inf if gone or np.isnan(score[i]) else -score[i], 0 if gone else id[i], i))
     assert [row[3] for row in sorted(rows)] == list(np.argsort(position))
+
+
+def test_rules_are_those_of_the_models_survey(mock, tmp_path):
+    "A model for stars takes no galaxy's redshift, whatever the survey that the spectra say they are of."
+    near = replace(SDSS, z_max=float(np.median(mock.z)))
+    torch.manual_seed(0)
+    stars = RedshiftAutoencoder(near, n_latent=2).eval(), MaskedAutoregressiveFlow(2).eval()
+    write_store(tmp_path / "store", mock)
+    score_survey(tmp_path / "store", tmp_path / "t.ecsv", stars, progress=False)
+    for table in (score(mock, stars), content(tmp_path / "t.ecsv")):
+        flagged = np.asarray(table["flag"] & Flag.BAD_Z) > 0
+        np.testing.assert_array_equal(flagged, table["z"] > near.z_max)
+        assert 0 < flagged.sum() < len(mock)
+
+
+def test_pictures_of_a_survey_show_its_top(mock, own, tmp_path, monkeypatch):
+    "Drawn from the files again; an untrained model's reconstructions are let pass as good."
+    lenient = partial(rank_outliers, good_reconstruction=np.inf, strong_line_limit=np.inf)
+    monkeypatch.setattr("spectral_core.scoring.rank_outliers", lenient)
+    write_sdss(mock[:12], tmp_path / "files")
+    _, top = score_survey(tmp_path / "files", tmp_path / "t.fits", own, part_size=5, pictures=11, progress=False)
+    assert list(top["rank"][:11]) == list(range(1, 12))
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["t_1.png", "t_2.png"]
 
 
 def test_files_and_a_store_of_the_same_spectra_are_ranked_alike(mock, own, tmp_path):
@@ -280,7 +308,20 @@ def measure(*arguments):
     command = [sys.executable, "-m", "spectral_core", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
-    return os.waitstatus_to_exitcode(status), usage.ru_maxrss / 1024, time.monotonic() - started
+    process.returncode = os.waitstatus_to_exitcode(status)  # wait4 took it away from Popen
+    return process.returncode, usage.ru_maxrss / 1024, time.monotonic() - started
+
+
+def test_memory_does_not_grow_with_a_store(saved, mock, tmp_path):
+    "A store of 3000 spectra is no larger in memory than one of 500: what was read is given back."
+    small = write_store(tmp_path / "small", mock_survey("sdss", n=500, seed=5))
+    large = write_store(tmp_path / "large", mock_blocks("sdss", n=3000, seed=5))
+    peaks = []
+    for store in (small, large):
+        code, peak, _ = measure("score", store.folder, "--model", saved, "--out", f"{store.folder}.fits")
+        assert code == 0
+        peaks.append(peak)
+    assert peaks[1] < peaks[0] + 60, peaks  # the pixels of the other 2500 are 78 MB
 
 
 @pytest.mark.slow
