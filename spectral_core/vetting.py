@@ -11,6 +11,7 @@ import html
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.resources import files
 from importlib.util import find_spec
@@ -103,7 +104,7 @@ _CSS = """<style>
   background: var(--jp-layout-color2, #eee); color: var(--jp-ui-font-color1, #222); font-size: 12px; }
 .vet-head p { margin: 1px 0; line-height: 20px; } .vet-head .links a { margin-right: 12px; color: var(--jp-content-link-color, #0b57d0); }
 .vet-head table, .vet-counts table { border-collapse: collapse; } .vet-counts td, .vet-counts th { padding: 1px 14px 1px 0; text-align: left; }
-.vet-picture img { background: #fff; }
+.vet-counts p, .vet-counts td, .vet-counts th, .vet-counts h4 { line-height: 20px; margin: 0; } .vet-counts h4 { margin-top: 8px; }
 </style>"""
 
 
@@ -168,7 +169,7 @@ class DeskView:
         self.place.value = desk.i + 1
         self._draw_sky()
         if self.open_counts(): self._count()
-        self._soon(desk.i + 1)
+        self._soon()
 
     def tell(self, text: str, wrong: bool = False) -> None:
         "A line beside the buttons; red where something went wrong."
@@ -207,11 +208,17 @@ class DeskView:
         address = self.desk.cases.cutout(self.desk.i) if self.look.value else ""
         self.sky.value = f'<img src="{html.escape(address)}" alt="no image could be fetched" width="256" height="256">' if address else ""
 
-    def _soon(self, i: int) -> None:
-        "Draw a picture after this event is dealt with; outside a kernel there is no after."
-        if i >= len(self.desk.cases): return
-        try: asyncio.get_running_loop().call_later(0.05, self.desk.picture, i)
-        except RuntimeError: pass
+    def _soon(self, ahead: int = 1) -> None:
+        "Have the next three pictures drawn between events; outside a kernel there is no between."
+        here, i = self.desk.i, self.desk.i + ahead
+        if ahead > 3 or i >= len(self.desk.cases): return
+
+        def draw() -> None:
+            if self.desk.i != here: return  # the inspector was faster
+            self.desk.picture(i)
+            self._soon(ahead + 1)
+
+        with suppress(RuntimeError): asyncio.get_running_loop().call_later(0.1, draw)
 
 # %% ../nbs/83_vetting.ipynb #26b24f1b
 def vet(

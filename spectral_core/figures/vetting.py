@@ -48,13 +48,14 @@ class _Curves(NamedTuple):
     wave: np.ndarray
     flux: np.ndarray
     soft: np.ndarray
+    sure: np.ndarray
     model: np.ndarray | None
     pull: np.ndarray | None
 
 
 def _width(spectrum: Spectra) -> int:
     "Pixels of the running mean: the fainter, the more."
-    return int(np.select([spectrum.sn[0] > 15, spectrum.sn[0] > 5], [3, 5], 9))
+    return int(np.select([spectrum.sn[0] > 15, spectrum.sn[0] > 5, spectrum.sn[0] > 2], [3, 5, 9], 15))
 
 
 def _curves(spectrum: Spectra, model: np.ndarray | None, width: int) -> _Curves:
@@ -69,12 +70,14 @@ def _curves(spectrum: Spectra, model: np.ndarray | None, width: int) -> _Curves:
         model = np.where(np.isfinite(model) & (model != 0), model, np.nan)
         if not np.isfinite(model).any(): model = None  # a flagged spectrum has no model
     pull = None if model is None else smooth(np.nan_to_num((flux - model) * np.sqrt(weight)), (weight > 0) * np.isfinite(model) * 1.0, width)
-    return _Curves(spectrum.wave[rows] / (1 + z), flux, smooth(flux, weight, width), model, pull)
+    sure = weight > 0.1 * np.median(weight[weight > 0]) if (weight > 0).any() else weight > 0  # the noisy ends don't set the scale
+    return _Curves(spectrum.wave[rows] / (1 + z), flux, smooth(flux, weight, width), sure, model, pull)
 
 
 def _range(curves: _Curves, rows: np.ndarray | slice, clip: float) -> tuple[float, float]:
     "Vertical limits that hold the smoothed spectrum but for its worst `clip` percent on each side, and all of the model."
-    seen = curves.soft[rows][np.isfinite(curves.soft[rows])]
+    seen = curves.soft[rows][np.isfinite(curves.soft[rows]) & curves.sure[rows]]
+    if not len(seen): seen = curves.soft[rows][np.isfinite(curves.soft[rows])]
     low, high = np.percentile(seen, [clip, 100 - clip]) if len(seen) else (0.0, 1.0)
     if curves.model is not None and np.isfinite(curves.model[rows]).any():
         low, high = min(low, np.nanmin(curves.model[rows])), max(high, np.nanmax(curves.model[rows]))
@@ -86,7 +89,7 @@ def _flux_panel(ax: Axes, c: _Curves, window: tuple[float, float] | None = None)
     "Pixels, smoothed spectrum and model; False where the window was not observed."
     rows = slice(None) if window is None else (c.wave > window[0]) & (c.wave < window[1])
     if np.isfinite(c.soft[rows]).sum() < 10: return False
-    ax.plot(c.wave[rows], c.flux[rows], color="0.72", lw=0.4, rasterized=True)
+    ax.plot(c.wave[rows], c.flux[rows], color="0.78", lw=0.4, rasterized=True)
     ax.plot(c.wave[rows], c.soft[rows], color=DATA, lw=0.7)
     if c.model is not None: ax.plot(c.wave[rows], c.model[rows], color=MODEL, lw=0.9)
     low, high = (c.wave[0], c.wave[-1]) if window is None else window
@@ -101,7 +104,7 @@ def _name_lines(ax: Axes, lines: Mapping[str, float], factor: float, color: str,
         if not low < place * factor < high: continue
         ax.axvline(place * factor, color=color, lw=0.6, alpha=0.45, zorder=0)
         ax.text(place * factor, 0.99 - 0.10 * (i % 2), name, transform=ax.get_xaxis_transform(), ha="center", va="top",
-                fontsize=size, color=color)
+                fontsize=size, color=color, bbox={"facecolor": "w", "alpha": 0.7, "lw": 0, "pad": 0.4})
 
 
 def _main(ax: Axes, c: _Curves, z: float, size: float) -> None:
@@ -185,7 +188,7 @@ def plot_case(
     main.set_ylabel("flux" + (" (continuum = 1)" if "norm" in spectrum.table.colnames else ""))
     residual.set_ylabel("residual / σ")
     residual.set_xlabel("rest wavelength (Å, vacuum)" + ("" if np.isfinite(spectrum.z[0]) else ": no redshift, observed frame"))
-    if note: figure.text(0.998, 0.002, note, ha="right", va="bottom", color="#b3261e", weight="bold")
+    if note: figure.text(0.002, 0.002, note, ha="left", va="bottom", color="#b3261e", weight="bold")
     if right:
         _alike(right[0].subplots(n_neighbours, 1, squeeze=False)[:, 0], c, neighbours, neighbour_titles, size)
         right[0].suptitle("nearest in latent space" if neighbours is not None and len(neighbours) else "", fontsize=9)
