@@ -92,7 +92,7 @@ def test_environment_yml_installs_what_the_pins_say():
 
 def test_readme_commands_exist():
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"make (\w+)", readme)):
+    for target in set(re.findall(r"(?:^|`)make (\w+)", readme, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target} is in the README only"
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert pyproject["requires-python"] == f">={settings['min_python']}"
