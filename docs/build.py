@@ -142,9 +142,18 @@ def chapters() -> list[Path]:
 
 
 def chapters_index() -> str:
-    names = [path.name for path in chapters()]
-    return "# The chapters\n\n> Five papers, each a notebook that runs from the first cell to the last.\n\n" \
-           "A run's report puts every number of a paper beside ours, with a verdict that is computed.\n\n" + toctree(names)
+    "The chapters as cards: title, paper, and one picture of the demo where there is one."
+    lines = ["# The chapters", "", "> Five papers, each a notebook that runs from the first cell to the last.", "",
+             "A run's report puts every number of a paper beside ours, with a verdict that is computed. The pictures are of",
+             "runs at profile `demo`, on **mock** data.", "", "::::{grid} 1 1 2 2", ":gutter: 3", ""]
+    for path in chapters():
+        title, *rest = nbformat.read(path, as_version=4).cells[0].source.removeprefix("# ").splitlines()
+        subtitle = " ".join(line.removeprefix("> ") for line in rest if line.startswith("> "))
+        picture = f"pictures/{path.name[:2]}.png"
+        lines += [f":::{{grid-item-card}} {title}", f":link: {path.stem}", ":link-type: doc"]
+        if (DOCS / picture).is_file(): lines += [f":img-bottom: ../{picture}", f":img-alt: a figure of {title}, mock data"]
+        lines += ["", subtitle, ":::", ""]
+    return "\n".join([*lines, "::::", "", toctree([path.name for path in chapters()])])
 
 
 def datasets_page() -> str:
