@@ -18,6 +18,8 @@ SETTINGS = {
 }
 OWN = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython",
        "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+DIES_ALONE = ["--ServerApp.shutdown_no_activity_timeout=600", "--MappingKernelManager.cull_idle_timeout=600",
+              "--MappingKernelManager.cull_interval=60"]  # should the tests be killed before they can stop it
 READY = """() => {
     const panel = window.jupyterapp?.shell.currentWidget;
     const cells = panel?.context?.isReady ? panel.content.widgets : [];
@@ -48,7 +50,8 @@ class Lab:
         env = os.environ | {name: str(self.folder / at) for name, at in OWN.items()} | {"JUPYTER_PREFER_ENV_PATH": "0"}
         command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser",
                    "--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0",
-                   f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={self.root}", "--LabApp.news_url="]
+                   f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={self.root}", "--LabApp.news_url=",
+                   *DIES_ALONE]
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(command, env=env, cwd=self.root, stdout=log, stderr=log, start_new_session=True)
         for _ in range(600):
