@@ -41,7 +41,7 @@ demo: $(FETCHED)
 
 # Exported modules that lag behind their notebooks are found by tests/test_packaging.py.
 test: $(COMPLETE) $(FETCHED)
-	$(BIN)/ruff check spectral_core tests benchmarks papers
+	$(BIN)/ruff check spectral_core tests benchmarks papers docs
 	$(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 

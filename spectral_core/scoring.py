@@ -115,6 +115,13 @@ def _read(files: str | Path | Sequence[str | Path], survey: Survey, progress: bo
     return concatenate(pieces, dedupe="first"), unread
 
 
+def _origin(models: Models, files: str | Path | Sequence[str | Path]) -> dict[str, str]:
+    "What a ranking remembers of how it came about: model, survey, version, and the inputs as given (of more than twenty, their folder)."
+    texts = [str(f) for f in ([files] if isinstance(files, str | Path) else files)]
+    inputs = texts if len(texts) <= 20 else [os.path.commonpath([os.path.abspath(t) for t in texts])]
+    return {"model": models.name, "survey": models.autoencoder.survey.name, "inputs": json.dumps(inputs), "version": version("spectral-core")}
+
+
 def _draw(top: Table, spectra: Spectra, model: RedshiftAutoencoder, stem: Path) -> list[Path]:
     "Pictures of ranked spectra with their reconstructions, ten to a page: `<stem>_1.png`, ..."
     from spectral_core.figures.spectra import plot_outliers
@@ -151,7 +158,8 @@ def score(
     if pictures: _draw(top, spectra[np.asarray(top["row"])], models.autoencoder, Path(out or "score").with_suffix(""))
     rows = unread_rows(unread, models.columns) if unread else ranked[:0]
     table = describe(vstack([ranked, rows[ranked.colnames]], metadata_conflicts="silent") if unread else ranked)
-    table.meta = {"model": models.name, "n_files": len(table), "unread": len(unread)}
+    origin = {"model": models.name} if isinstance(files, Spectra) else _origin(models, files)
+    table.meta = origin | {"n_files": len(table), "unread": len(unread)}
     if out is not None: write_table(table, out)
     return table
 
@@ -194,12 +202,6 @@ def _score_parts(parts: Sequence[Part], mine: Sequence[int], folder: Path, model
             "seconds": round(time.monotonic() - started, 2)}
 
 # %% ../nbs/81_scoring.ipynb #ef390a26
-def _inputs(files: str | Path | Sequence[str | Path]) -> str:
-    "The inputs as given, as JSON; of more than twenty, the folder that holds them all."
-    texts = [str(f) for f in ([files] if isinstance(files, str | Path) else files)]
-    return json.dumps(texts if len(texts) <= 20 else [os.path.commonpath([os.path.abspath(t) for t in texts])])
-
-
 def _merge(files: Any, parts: Sequence[Part], folder: Path, out: Path, models: Models, latents: str | Path | None, progress: bool) -> tuple[dict, Table]:
     "One table out of all parts: what is in it, and its first rows."
     paths, scratch = [folder / f"part-{i:05d}.npz" for i in range(len(parts))], folder / "merged.bin"
@@ -209,7 +211,7 @@ def _merge(files: Any, parts: Sequence[Part], folder: Path, out: Path, models: M
         merged = Merged(paths, scratch, progress)
         if set(merged.counts) <= {"not read"}:
             raise DataError(f"none of the {len(merged)} files holds a spectrum; the first: {next(iter(list(merged.tables())[1]['reason']), '')}")
-        meta = {"model": models.name, "survey": models.autoencoder.survey.name, "inputs": _inputs(files), "version": version("spectral-core")}
+        meta = _origin(models, files)
         merged.write(out, merged.tables(meta))
         if latents is not None: merged.write(latents, merged.latents(meta))
         top = next(t for t in merged.tables(meta) if len(t))[:1000]
@@ -278,7 +280,8 @@ def read_ranked(
     if not isinstance(table, Table): table = Table.read(table, format=table_format(table))
     meta = {str(key).lower(): value for key, value in table.meta.items()}
     if data is None and "inputs" not in meta: raise ConfigError("this table does not say where its spectra are: give data=")
-    sources, id = find_sources(json.loads(meta["inputs"]) if data is None else data), np.asarray(table["id"])
+    if data is None: data = json.loads(meta["inputs"]) if isinstance(meta["inputs"], str) else meta["inputs"]
+    sources, id = find_sources(data), np.asarray(table["id"])
     known = {s.path.name: s for s in sources} | {s.name: s for s in sources}
     names = set(_texts(table["file"])) if "file" in table.colnames else {None}
     chosen = [s for s in sources if s in {known[name] for name in names}] if names <= set(known) else sources
