@@ -335,5 +335,5 @@ def test_a_label_of_a_real_spectrum_survives_a_restart(lab, page, mirror):
     page.wait_for_function(show, arg=second)  # the first without a label
     page.get_by_role("button", name="previous").click()
     page.wait_for_function(show, arg=first)
-    assert page.locator("button.mod-success").all_inner_texts() == ["active nucleus"]
+    page.wait_for_function("() => document.querySelector('button.mod-success')?.innerText === 'active nucleus'")
     assert len(read_labels(file)) == 1 and "active nucleus" in CLASSES
