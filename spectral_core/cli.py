@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .core import ConfigError, SpectralError, assets_dir
+from .core import ConfigError, ModelFileError, SpectralError, assets_dir
 from .results import VERDICTS
 
 # %% auto #0
@@ -70,6 +70,13 @@ def _rankers(incomplete: str) -> list[str]:
     return [name for name in cards if f"{name}_flow" in _models("") and "RedshiftAutoencoder" in cards[name]]
 
 
+def _check_ranker(model: str) -> None:
+    "ModelFileError, with the names of those that can, for a name that is no folder and no model to rank spectra with."
+    known = _rankers("")
+    if os.sep in model or model in known: return
+    raise ModelFileError(f"no model {model!r} that ranks spectra; there are {', '.join(known)}, or a folder of your own: ./NAME")
+
+
 def _datasets(incomplete: str, ctx: typer.Context) -> list[tuple[str, str]]:
     "The data sets that are not on the line yet."
     from spectral_core.manifest import list_datasets
@@ -99,7 +106,7 @@ def _options(
 @app.command()
 def run(
     chapter: Annotated[str, typer.Argument(help="Number, name or path of a chapter: 01", autocompletion=_chapters)],
-    profile: Annotated[str, typer.Option(help="smoke (seconds), demo (minutes) or paper (its sizes)",
+    profile: Annotated[str, typer.Option(help="smoke (a minute), demo (ten or more) or paper (its sizes)",
                                           autocompletion=_words("smoke", "demo", "paper"))] = "demo",
     source: Annotated[str, typer.Option(help="Whose spectra are ranked: mock, or real ones (sdss, desi)",
                                          autocompletion=_words("mock", "sdss", "desi"))] = "mock",
@@ -150,6 +157,7 @@ def score(
     "Rank spectra by how unusual they are, without training: one row each, nothing dropped, any number of them with --out."
     from spectral_core.scoring import score, score_survey
 
+    _check_ranker(model)
     if out is None:
         if shard or latents: raise ConfigError("--shard and --latents need --out, the table they belong to")
         top = score(files, model=model, pictures=pictures, device=device)

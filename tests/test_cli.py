@@ -57,12 +57,15 @@ def test_run_hands_everything_on(command, monkeypatch):
     (["run", "01", "-p", "alone"], "ConfigError: write -p name value"),
     (["run", "01", "-p", "a", "1", "-p", "a", "2"], "ConfigError: write -p name value once"),
     (["fetch", "sdss_galaxy_spektra"], "sdss_galaxy_spectra"),
+    (["run", "01", "--data", "mix"], "--source sdss"),
+    (["fetch", "nope"], "`spectral-core list` names them all"),
     (["score", "x.fits", "--model", "sdsss"], "ModelFileError: no model 'sdsss'"),
+    (["score", "x.fits", "--model", "nope"], "no model 'nope' that ranks spectra; there are desi, desi_stars, sdss, or a folder"),
     (["score", "x.fits", "--out", "x.doc"], "ConfigError: x.doc"),
     (["report", "nowhere"], "RunError: nowhere holds no finished run")])
 def test_errors_of_the_library_are_one_line_and_code_2(command, arguments, message):
     code, out, err = command(*arguments)
-    assert code == 2 and out == "" and message in err and err.count("\n") == 1
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1 and "None" not in err
 
 
 def test_mistakes_at_the_prompt(command, monkeypatch):
