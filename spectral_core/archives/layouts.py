@@ -15,10 +15,11 @@ from astropy import units as u
 
 from .fits import HDU, read_fits
 from ..core import DataError, SpectrumError
+from ..spectra.container import Spectra
 from ..spectra.wavelength import air_to_vacuum
 
 # %% auto #0
-__all__ = ['NODATA', 'BRIGHTSKY', 'PIPELINE_LINES', 'FACTS', 'SpectrumFile', 'read_spectrum']
+__all__ = ['NODATA', 'BRIGHTSKY', 'PIPELINE_LINES', 'FACTS', 'SpectrumFile', 'is_simulated', 'read_spectrum', 'simulated_rows']
 
 # %% ../../nbs/19_archives.layouts.ipynb #74dee2e2
 NODATA, BRIGHTSKY = 1 << 24, 1 << 23  # bits of SDSS's SPPIXMASK
@@ -37,7 +38,7 @@ class SpectrumFile(NamedTuple):
 PIPELINE_LINES = {"H_alpha": "halpha", "H_beta": "hbeta", "[O_III] 5007": "oiii_5007", "[N_II] 6583": "nii_6584"}
 FACTS = {"file": "", "layout": "", "plate": 0, "mjd": 0, "fiber": 0, "ra": np.nan, "dec": np.nan, "z": np.nan}
 FACTS |= {"z_err": np.nan, "zwarning": 0, "class": "", "subclass": "", "source_type": "", "program": "", "run2d": ""}
-FACTS |= {"sn_pipeline": np.nan, "object_id": -1, "cropped": 0, "rebinned": False}
+FACTS |= {"sn_pipeline": np.nan, "object_id": -1, "cropped": 0, "rebinned": False, "simulated": False}
 FACTS |= {f"{what}_{line}": np.nan for line in PIPELINE_LINES.values() for what in ("flux", "flux_err", "ew")}
 
 
@@ -161,6 +162,15 @@ def _vacuum(path: Path, hdu: HDU, name: str, wave: np.ndarray) -> np.ndarray:
     return np.log10(air_to_vacuum(wave) if air else wave)
 
 
+def _cell(row: HDU | None, keys: Sequence[str], default: Any) -> Any:
+    "The first of the columns `keys` that holds a value of the type of `default` in a table of one row."
+    for key in keys:
+        try:
+            if row is not None and key.lower() in row.names: return type(default)(row.column(key)[0].item())
+        except (TypeError, ValueError): continue  # a vector, or no number
+    return default
+
+
 def _table(path: Path, hdus: list[HDU]) -> SpectrumFile:
     "A table of pixels (or one row of vectors) from any instrument."
     hdu, wave, flux, error = _table_of(path, hdus)
@@ -172,26 +182,45 @@ def _table(path: Path, hdus: list[HDU]) -> SpectrumFile:
     scale, spread = _in_unit(path, hdu, flux, _FLUX_UNIT), pixels(error).astype("f8")
     if error in _ERROR: spread = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1.0) ** 2, 0.0)
     sdss = "SDSS" in _first(hdus, ["TELESCOP"], "")  # there RA, DEC are where the telescope pointed
+    row = next((h for h in hdus[1:] if "z" in h.names and len(h.data) == 1), None)
+    says = lambda keys, default: _first(hdus, keys, _cell(row, keys, default))
     facts = {"layout": "table", "plate": _first(hdus, ["PLATEID"], 0)}
-    facts |= {"mjd": _first(hdus, ["MJD"], 0), "fiber": _first(hdus, ["FIBERID"], 0)}
-    facts |= {"ra": _first(hdus, ["PLUG_RA", "RAOBJ", "RA_TARG", *([] if sdss else ["RA"])], np.nan)}
-    facts |= {"dec": _first(hdus, ["PLUG_DEC", "DECOBJ", "DEC_TARG", *([] if sdss else ["DEC"])], np.nan)}
-    facts |= {"z": _first(hdus, ["Z", "REDSHIFT", "Z_SPEC", "ZSPEC"], np.nan), "z_err": _first(hdus, ["Z_ERR"], np.nan)}
-    source_type = _first(hdus, ["SOURCETYPE", "OBJTYPE"], "").strip().upper()
-    facts |= {"source_type": source_type, "class": _class_of(source_type, _first(hdus, ["CLASS"], ""))}
+    facts |= {"mjd": says(["MJD"], 0), "fiber": says(["FIBERID"], 0)}
+    facts |= {"ra": says(["PLUG_RA", "RAOBJ", "RA_TARG", *([] if sdss else ["RA"])], np.nan)}
+    facts |= {"dec": says(["PLUG_DEC", "DECOBJ", "DEC_TARG", *([] if sdss else ["DEC"])], np.nan)}
+    facts |= {"z": says(["Z", "REDSHIFT", "Z_SPEC", "ZSPEC"], np.nan), "z_err": says(["Z_ERR"], np.nan)}
+    facts |= {"zwarning": _cell(row, ["zwarning"], 0), "subclass": _cell(row, ["subclass"], "")}
+    source_type = says(["SOURCETYPE", "OBJTYPE"], "").strip().upper()
+    facts |= {"source_type": source_type, "class": _class_of(source_type, says(["CLASS"], ""))}
     return SpectrumFile(loglam, pixels(flux) * scale, spread / scale**2, bits, facts)
 
 
 def _layout(hdus: list[HDU]) -> Callable[[Path, list[HDU]], SpectrumFile]:
     "The reader for a file, by its content."
     if hdus[0].data is not None and hdus[0].data.ndim == 2 and "COEFF0" in hdus[0].cards: return _spspec
-    pipeline = "PLATEID" in hdus[0].cards or any(h.name in ("COADD", "SPECOBJ", "SPALL") for h in hdus[1:])
-    coadd = len(hdus) > 2 and {"loglam", "and_mask"} <= set(hdus[1].names)
-    return _spec if pipeline or coadd else _table
+    pipeline = "PLATEID" in hdus[0].cards or any("plate" in h.names for h in hdus[2:])
+    return _spec if pipeline else _table
+
+
+def is_simulated(hdus: Sequence[HDU]) -> bool:
+    "Does the first header say `SIMULATE = T`, and nothing else?"
+    return hdus[0].cards.get("SIMULATE", b"").split(b"/")[0].strip() == b"T"
 
 
 def read_spectrum(path: str | Path) -> SpectrumFile:
     "The spectrum in one FITS file of any known layout; DataError or SpectrumError says what is wrong with the file."
     path = Path(path)
     hdus = read_fits(path)
-    return _layout(hdus)(path, hdus)
+    file = _layout(hdus)(path, hdus)
+    return file._replace(facts=file.facts | {"simulated": is_simulated(hdus)})
+
+# %% ../../nbs/19_archives.layouts.ipynb #3ae086c7
+_TRUTHS = ("log_mass_formed", "log_mass_fibre", "visible")  # columns that no telescope writes
+
+
+def simulated_rows(spectra: Spectra) -> np.ndarray:
+    "Which of these spectra (n,) are simulated, as far as their table says."
+    table, out = spectra.table, np.zeros(len(spectra), bool)
+    for name in {*_TRUTHS} & {*table.colnames}: out |= ~np.ma.getmaskarray(table[name])  # masked: stacked below a table that has it
+    if "simulated" in table.colnames: out |= np.ma.filled(np.ma.asarray(table["simulated"]), False).astype(bool)
+    return out

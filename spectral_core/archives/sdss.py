@@ -17,7 +17,7 @@ from astropy.table import Table
 from tqdm.auto import tqdm
 
 from .fits import read_fits, write_fits
-from .layouts import BRIGHTSKY, FACTS, NODATA, PIPELINE_LINES, SpectrumFile, read_spectrum
+from .layouts import BRIGHTSKY, FACTS, NODATA, PIPELINE_LINES, SpectrumFile, read_spectrum, simulated_rows
 from ..core import ConfigError, DataError, Flag, SpectralError, SpectrumError, seed_from
 from ..progress import slow_bar
 from ..spectra.container import Spectra, group_positions
@@ -211,7 +211,7 @@ def write_sdss(spectra: Spectra, folder: str | Path, *, compress: bool = False, 
 
     Units as in SDSS: 1e-17 erg/s/cm²/Å, log10 of vacuum Å. `read_sdss` takes them back: same id, object_id, z, mask,
     and flux and ivar to float32. Plate, MJD and fibre are the decimal parts of `id`. Returns the paths; RunError where
-    the disk refuses.
+    the disk refuses. Simulated rows get `SIMULATE = T` in their header, which `read_sdss` tells as `table["simulated"]`.
     """
     grid, folder = spectra.survey.grid, Path(folder)
     if grid.kind != "log": raise ConfigError(f"spec files hold log10 wavelengths; {spectra.survey.name} has a {grid}")
@@ -222,11 +222,13 @@ def write_sdss(spectra: Spectra, folder: str | Path, *, compress: bool = False, 
     pixel_kms = 299792.458 * np.log(10) * grid.step
     wdisp = (spectra.survey.sigma_kms(grid.wave) / pixel_kms).astype("f4")
     info, lines = _tables(spectra)
+    simulated = simulated_rows(spectra)
     names, paths = np.array(list(PIPELINE_LINES)), []
     for i in tqdm(range(len(spectra)), "write", disable=not progress):
         row = {key: value[i : i + 1] for key, value in info.items()}
         plate, mjd, fiber = (int(row[key][0]) for key in ("PLATE", "MJD", "FIBERID"))
-        header = {"TELESCOP": "SDSS 2.5-M", "VACUUM": True, "BUNIT": "1E-17 erg/cm^2/s/Ang"}
+        header = {"TELESCOP": "simulated", "SIMULATE": True} if simulated[i] else {"TELESCOP": "SDSS 2.5-M"}
+        header |= {"VACUUM": True, "BUNIT": "1E-17 erg/cm^2/s/Ang"}
         header |= {"PLATEID": plate, "MJD": mjd, "FIBERID": fiber, "OBJGROUP": int(spectra.object_id[i])}
         zline = {"LINENAME": names} | {key: value[i] for key, value in lines.items()}
         tables = {"COADD": _coadd(spectra, i, norm[i], loglam, wdisp), "SPECOBJ": row, "SPZLINE": zline}
