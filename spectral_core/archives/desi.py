@@ -13,6 +13,7 @@ from astropy.io import fits
 from astropy.table import Table, vstack
 from .coadd import Coadd, coadd_of, gaussian_resolution, is_coadd, merge_arms, place
 from .fits import HDU, read_fits
+from .layouts import is_simulated, simulated_rows
 from .redrock import REDROCK_COLUMNS, ZWARN_NODATA, Redrock, candidates, join_redshifts, redrock_of, redshift_unit, stem
 from ..core import ConfigError, DataError, Flag, SpectralError, atomic_write, seed_from
 from ..progress import slow_bar
@@ -47,6 +48,7 @@ def _fibres(coadd: Coadd) -> Table:
     if (table["tileid"] < 0).all(): table["tileid"] = np.full(n, coadd.facts["tileid"])
     for name in ("survey", "program", "targeting", "healpix", "night"): table[name] = np.full(n, coadd.facts[name])
     table["missing"] = np.full(n, ", ".join(missing))
+    table["simulated"] = np.asarray(fibermap["simulated"]).astype(bool) if "simulated" in fibermap.colnames else np.zeros(n, bool)
     return table
 
 
@@ -100,7 +102,10 @@ def _read(path: Path, name: str, inside: bool) -> _Part | Redrock | str:
     if inside and not path.name.lower().removesuffix(".gz").endswith((".fits", ".fit")): return "no FITS file"
     hdus = read_fits(path)
     if is_coadd(hdus):
-        if not _exposures(hdus): return _part(coadd_of(path, hdus, resolution=False), name)
+        if not _exposures(hdus):
+            part = _part(coadd_of(path, hdus, resolution=False), name)
+            part.table["simulated"] |= is_simulated(hdus)
+            return part
         reason = "single exposures, with a target in several rows: read the coadd instead"
     elif redshift_unit(hdus) is not None: return redrock_of(path, hdus)
     else: reason = f"neither a DESI coadd nor redshifts; it holds {', '.join(h.name or 'nameless' for h in hdus)}"
@@ -240,6 +245,7 @@ def _fibermap_unit(spectra: Spectra) -> fits.BinTableHDU:
     whose = "" if "targeting" not in table.colnames else {"main": "", "": "none"}.get(table["targeting"][0], table["targeting"][0])
     bits = [name for name in table.colnames if name.endswith("_target") and (name.startswith(whose) or name in _UNPREFIXED)]
     columns |= {name.upper(): np.asarray(table[name], "i8") for name in bits if whose != "none"}
+    if (simulated := simulated_rows(spectra)).any(): columns["SIMULATED"] = simulated.astype("u1")
     return fits.BinTableHDU(Table(columns), name="FIBERMAP")
 
 
@@ -259,6 +265,7 @@ def _write_pair(spectra: Spectra, folder: Path, facts: Mapping[str, Any], resolu
     first = fits.PrimaryHDU()
     for key, value in ({"SPGRP": "healpix"} | facts).items():
         if value not in ("", -1): first.header[key] = value
+    if simulated_rows(spectra).all(): first.header["SIMULATE"] = True
     norm = np.asarray(spectra.table["norm"], "f8") if "norm" in spectra.table.colnames else np.ones(len(spectra))
     norm = np.where(np.isfinite(norm) & (norm > 0), norm, 1.0).astype("f4")[:, None]
     images = _arm_units(spectra.flux * norm, spectra.ivar / norm**2, spectra.mask, resolution)
@@ -285,7 +292,7 @@ def write_desi(
     """Write `coadd-SURVEY-PROGRAM-PIXEL.fits` and its redrock file for each survey, program and pixel (or tile) in the table.
 
     `read_desi` takes them back: same id, object_id, z, mask, flux, ivar (0 under the mask) and columns. Needs DESI's grid;
-    normalised spectra get their flux back. Returns the paths, coadd and redrock by turns; RunError where the disk refuses.
+    normalised spectra get their flux back; simulated rows are told as such (FIBERMAP's `SIMULATED`). Returns the paths, coadd and redrock by turns; RunError where the disk refuses.
     """
     if spectra.survey.grid != DESI.grid: raise ConfigError(f"DESI's files hold the {DESI.grid}, not the {spectra.survey.grid}; use to_survey")
     if not len(spectra): raise DataError("no spectra to write")
