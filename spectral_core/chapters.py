@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -15,6 +16,7 @@ import uuid
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event, Thread
 from typing import Any
 
 from .core import ConfigError, RunError, nearest, run_lock, sha256_of, write_json
@@ -31,7 +33,7 @@ from .reporting import write_report
 from .results import STAGING, publish_run, read_results
 
 # %% auto #0
-__all__ = ['KINDS', 'CONTRACT', 'CHOICES', 'list_chapters', 'find_chapter', 'read_parameters', 'check_parameters',
+__all__ = ['KINDS', 'CONTRACT', 'CHOICES', 'BAR', 'TICK', 'list_chapters', 'find_chapter', 'read_parameters', 'check_parameters',
            'result_problems', 'run_chapter']
 
 # %% ../nbs/83_chapters.ipynb #bd19a746
@@ -49,7 +51,8 @@ def find_chapter(chapter: str | int | Path) -> Path:
     number = f"{int(name):02d}" if name.isdigit() else None
     for stem, path in have.items():
         if stem == name or stem[:2] == number: return path
-    raise ConfigError(f"there is no chapter {name!r}; did you mean {nearest(name, have)!r}? Chapters: {sorted(have)}")
+    hint = f"did you mean {close!r}? " if (close := nearest(name, have)) else ""
+    raise ConfigError(f"there is no chapter {name!r}; {hint}Chapters: {', '.join(have)}")
 
 # %% ../nbs/83_chapters.ipynb #d9c09197
 KINDS = {"str": str, "int": int, "float": float, "bool": bool}
@@ -115,10 +118,14 @@ def check_parameters(declared: dict[str, tuple[type, Any]], given: dict[str, Any
     for name, words in CHOICES.items():
         if values[name] not in words: raise ConfigError(f"{name} must be one of {words}, not {values[name]!r}")
     if values["data"] and values["source"] == "mock":
-        raise ConfigError("data are given but the source is 'mock'; say whose they are, e.g. source='sdss'")
+        raise ConfigError("data are given but the source is 'mock'; say whose they are: --source sdss (in Python source='sdss')")
     return values
 
 # %% ../nbs/83_chapters.ipynb #fc56f5e0
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} cells [{elapsed}]"  # cells are too unequal to foretell an end
+TICK = 10.0  # seconds
+
+
 def _kernel_class(folder: str) -> type:
     "A kernel manager that starts `sys.executable` and keeps its connection files in `folder`."
     from jupyter_client import AsyncKernelManager
@@ -138,15 +145,48 @@ def _kernel_class(folder: str) -> type:
     return ThisPython
 
 
+def _engine() -> type:
+    "Papermill's engine, with the heading that is worked at before the bar and a clock that goes on during a long cell."
+    from papermill.engines import NBClientEngine
+
+    class ByHeading(NBClientEngine):
+        "The cells in order, under their headings."
+
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **settings: Any) -> Any:
+            bar, done = nb_man.pbar, Event()
+
+            def name_heading(cell: Any) -> None:
+                headings = re.findall(r"^##+ (.+)", cell.source, re.M) if cell.cell_type == "markdown" else []
+                if bar is not None and headings: bar.set_description(headings[-1])
+
+            def tick() -> None:
+                while bar is not None and not done.wait(TICK): bar.refresh()
+
+            nb_man.get_cell_description = name_heading
+            clock = Thread(target=tick, daemon=True)
+            clock.start()
+            try:
+                return super().execute_managed_notebook(nb_man, kernel_name, **settings)
+            finally:
+                done.set()
+                clock.join()
+
+    return ByHeading
+
+
 def _execute(notebook: Path, target: Path, parameters: dict, timeout: float | None, progress: bool) -> str:
     "Execute into `target`; return what went wrong in one line, '' where papermill saw nothing."
     from papermill import execute_notebook
+    from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
+    papermill_engines.register("by heading", _engine())
+    bar = {"desc": notebook.stem, "bar_format": BAR} if progress else False
     try:
         with TemporaryDirectory(prefix="kernel-") as folder:
             execute_notebook(str(notebook), str(target), parameters=parameters, kernel_name="python3",
-                             language="python", cwd=parameters["out"], progress_bar=progress,
+                             language="python", cwd=parameters["out"], progress_bar=bar, engine_name="by heading",
                              kernel_manager_class=_kernel_class(folder), execution_timeout=timeout)
     except PapermillExecutionError as error:
         return f"cell {error.exec_count} raised {error.ename}: {error.evalue}"
@@ -180,7 +220,7 @@ def result_problems(staging: Path, parameters: dict[str, Any], started: float) -
 def run_chapter(
     chapter: str | int | Path,  # number, name or path of the notebook
     *,
-    profile: str = "demo",  # "smoke" (seconds), "demo" (minutes) or "paper" (its sizes)
+    profile: str = "demo",  # "smoke" (a minute), "demo" (ten or more) or "paper" (its sizes)
     source: str = "mock",  # whose spectra are ranked
     train: str = "mock",  # "mock" or "source": what is trained on
     data: str | Path | None = None,  # file or folder of one's own spectra, for a source other than the mock

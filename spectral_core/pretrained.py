@@ -104,7 +104,8 @@ def _shipped(name: str) -> Path:
     "Folder of a model of the package, or the error that names those there are."
     known = sorted(p.parent.name for p in assets_dir().glob("*/model.json"))
     if name in known: return assets_dir() / name
-    raise ModelFileError(f"no model {name!r} in this package; did you mean {nearest(name, known)!r}? There are: {', '.join(known) or 'none'}")
+    hint = f"did you mean {close!r}? " if (close := nearest(name, known)) else ""
+    raise ModelFileError(f"no model {name!r} in this package; {hint}There are: {', '.join(known) or 'none'}")
 
 
 def load(name: str) -> nn.Module:

@@ -203,6 +203,12 @@ def _mock_note(runs: Iterable[dict]) -> str:
     return '<p class="note">Simulated data: the numbers and pictures come from the project\'s own mock survey.</p>'
 
 
+def _smoke_note(runs: Iterable[dict]) -> str:
+    "The same above verdicts on networks that hardly trained."
+    if not any(results["profile"] == "smoke" for results in runs): return ""
+    return '<p class="note">Profile smoke: its sizes are too small for the verdicts to mean anything.</p>'
+
+
 def _run_section(folder: Path, results: dict, beside: Path) -> str:
     "One run: header, claims, figures, metrics, and what made it."
     title, paper = map(html.escape, heading(folder, results))
@@ -235,7 +241,7 @@ def _overview(runs: dict[Path, dict]) -> str:
     n, seconds = sum(len(r["claims"]) for r in runs.values()), sum(r["seconds"] for r in runs.values())
     words = "".join(f"<li>{_word(word)}: {meaning}</li>" for word, meaning in _MEANING.items())
     return (f"<p>{n} claims beside our numbers: {_verdicts(runs.values())}. {duration(seconds)} of computing.</p>"
-            + _table("runs", ["chapter", "run", "time", "verdicts"], rows)
+            + _smoke_note(runs.values()) + _table("runs", ["chapter", "run", "time", "verdicts"], rows)
             + f"<details><summary>What the four words mean</summary><ul>{words}</ul></details>")
 
 

@@ -18,6 +18,7 @@ from spectral_core.chapters import (
     CONTRACT,
     check_parameters,
     data_fingerprint,
+    find_chapter,
     read_parameters,
     result_problems,
     run_chapter,
@@ -114,6 +115,25 @@ def test_the_kernel_is_this_python_in_out_with_inline_figures(good):
     assert seen[:2] == [sys.executable, str(good[1])] and "inline" in seen[2] and seen[3] == "1"
 
 
+def test_the_bar_names_the_heading_and_foretells_nothing(tmp_path, capsys, monkeypatch):
+    "While a long cell works the heading above it stands before the bar, and the clock goes on."
+    monkeypatch.setattr("spectral_core.chapters.TICK", 0.1)
+    notebook = toy(tmp_path, WORK, "import time; time.sleep(1.5)", FINISH)
+    cells = nbformat.read(notebook, 4)
+    cells["cells"].insert(-2, new_markdown_cell("## The long part\n\nIt takes a second."))
+    nbformat.write(cells, notebook)
+    run_chapter(notebook, out=tmp_path / "out", profile="smoke")
+    said = capsys.readouterr().err
+    bars = [bar for bar in said.split("\r") if "cells [" in bar]
+    assert bars[0].startswith("77_toy:   0%") and not any("<" in bar or "?" in bar for bar in bars)
+    seen = {bar.partition("[")[2][:5] for bar in bars if bar.startswith("The long part: ") and "| 6/8 " in bar}
+    assert len(seen) > 1, seen
+    last_bar = (Path(__file__).parents[1] / "papers" / "Snakefile").read_text().partition('LAST_BAR = r"')[2].partition('"')[0]
+    log = "\n".join(said.split("\r")[:-1]) + "\n"  # as the workflow reads it, once a minute
+    words = subprocess.run(["sed", "-nE", last_bar], input=log, capture_output=True, text=True, check=True).stdout
+    assert words.splitlines()[0] == "cell 0/8, 77_toy" and "cell 6/8, The long part" in words
+
+
 # What can be refused before a kernel starts: each of these returns in milliseconds.
 
 WRONG = {
@@ -163,12 +183,17 @@ def test_fault_38_choices_and_data(tmp_path):
     with pytest.raises(ConfigError, match="profile must be one of"):
         run_chapter(notebook, profile="tiny", out=tmp_path / "out")
     with pytest.raises(ConfigError, match="train must be one of"): run(notebook, tmp_path / "out", train="real")
-    with pytest.raises(ConfigError, match="source is 'mock'"): run(notebook, tmp_path / "out", data=tmp_path)
+    with pytest.raises(ConfigError, match="source is 'mock'.* --source sdss"): run(notebook, tmp_path / "out", data=tmp_path)
     with pytest.raises(DataError, match="no file or folder"):
         run(notebook, tmp_path / "out", source="sdss", data=tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no files"):
         run(notebook, tmp_path / "out", source="sdss", data=tmp_path / "empty")
+
+
+def test_an_unknown_chapter_is_answered_with_those_there_are():
+    with pytest.raises(ConfigError, match="'07'; Chapters: 01_redshift_invariance, 02_"): find_chapter("07")
+    with pytest.raises(ConfigError, match="did you mean '05_sedflow'"): find_chapter("sedflow")
 
 
 def test_every_type_is_read_from_text(tmp_path):

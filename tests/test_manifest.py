@@ -149,6 +149,7 @@ def test_mirror_holds_what_the_manifests_say(mirror, monkeypatch):
 
 def test_mistyped_name_is_answered_with_the_nearest():
     with pytest.raises(DataError, match="did you mean 'sdss_sky_fibers'"): fetch("sdss_sky_fibres")
+    with pytest.raises(DataError, match="no data set 'qqq'; `spectral-core list`"): fetch("qqq")
 
 
 def test_survey_without_a_file_list_says_where_its_files_are():
@@ -274,6 +275,7 @@ def test_fault_20_offline(toy, cache, monkeypatch, no_network, way):
     if not offline: monkeypatch.setenv("SPECTRAL_OFFLINE", "1")
     with pytest.raises(DataError) as error: fetch(one, offline=offline)
     assert "https://example.org/flux.bin" in str(error.value) and str(cache / "toy") in str(error.value)
+    assert "nothing was fetched, being offline: unset SPECTRAL_OFFLINE" in str(error.value)
     (cache / "toy").mkdir(parents=True)
     (cache / "toy/flux.bin").write_bytes(DATA)  # by hand, as the message says
     assert fetch(one, offline=offline) == [cache / "toy/flux.bin"]
@@ -288,7 +290,8 @@ def test_fault_20_no_network_at_all(toy, monkeypatch):
     def refuse(*args): raise OSError(101, "Network is unreachable")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    with pytest.raises(DataError, match="by hand"): fetch(toy({"url": "http://127.0.0.1:9/flux.bin"}), progress=False)
+    with pytest.raises(DataError, match="by hand") as error: fetch(toy({"url": "http://127.0.0.1:9/flux.bin"}), progress=False)
+    assert "offline" not in str(error.value)
 
 
 def test_verified_hash_is_remembered(toy, cache, monkeypatch):

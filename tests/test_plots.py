@@ -79,6 +79,15 @@ def test_texts_stay_inside_the_figure_and_apart(name):
     for i, a in enumerate(titles): assert not any(a.overlaps(b) for b in titles[i + 1 :])
 
 
+@pytest.mark.parametrize("n_epoch, marker", [(1, "o"), (60, "")])
+def test_a_single_epoch_is_seen(n_epoch, marker):
+    figure = plot_training({"train_loss": np.ones(n_epoch), "valid_loss": 2 * np.ones(n_epoch)})
+    [ax] = [ax for ax in figure.axes if ax.get_visible()]
+    assert {line.get_marker().replace("None", "") for line in ax.lines} == {marker}
+    figure.draw_without_rendering()
+    assert all(float(tick).is_integer() for tick in ax.get_xticks())
+
+
 def test_nothing_stays_behind():
     "No figure in pyplot's list, no setting changed."
     import matplotlib.pyplot as plt

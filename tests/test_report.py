@@ -172,10 +172,17 @@ def test_the_page_is_whole_offline_and_says_everything(report):
                  "2 same sign", "auc · quasars", "Not measured in this run: other", "seed 1", "01 · redshift invariance",
                  "01 · Moved & unmoved", "Author & Author (2023), A Paper.", "put in by hand"):
         assert text in html.text, text
-    assert html.text.count("Simulated data") == 1
+    assert html.text.count("Simulated data") == 1 and html.text.count("Profile smoke: its sizes are too small") == 1
     inside, outside = ([x for x in html.links if x.startswith("#") is here] for here in (True, False))
     assert set(inside) == {"#top", "#a", "#b%20%26%20%3Cc%3E"}
     assert all((report.parent / unquote(x)).is_file() for x in outside) and len(outside) == 7
+
+
+def test_a_page_of_another_profile_says_nothing_of_smoke(tmp_path):
+    write_json(tmp_path / "claims.json", [CLAIM])
+    run = ChapterRun("01_redshift_invariance", out=tmp_path / "run", claims=tmp_path / "claims.json", profile="demo")
+    run.finish()
+    assert "smoke" not in Page(write_report(run.out, tmp_path / "report.html")).text
 
 
 def test_a_page_needs_finished_runs(tmp_path):

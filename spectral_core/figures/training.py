@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..core import DataError
 from .style import FAINT, MODEL, new_figure, styled
@@ -35,8 +36,10 @@ def plot_training(history: Mapping[str, Sequence[float]] | object) -> Figure:
     for ax, term in zip(axes.flat, terms):
         for part, color in (("train", FAINT), ("valid", MODEL)):
             y = np.asarray(history.get(f"{part}_{term}", []), dtype=np.float64)
-            if len(y): ax.plot(np.arange(1, len(y) + 1), y, color=color, label=part)
+            marker = "o" if len(y) < 10 else ""  # a single epoch has no line
+            if len(y): ax.plot(np.arange(1, len(y) + 1), y, marker=marker, color=color, label=part)
         ax.set(ylabel=term)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         ax.xaxis.set_tick_params(labelbottom=True)
     for ax in axes.flat[max(len(terms) - columns, 0) : len(terms)]: ax.set_xlabel("epoch")
     axes[0, 0].legend()
