@@ -179,6 +179,17 @@ def test_what_is_written_comes_back(tmp_path, resolution):
     for name in set(back.table.colnames) - {"file", "redrock"}: np.testing.assert_array_equal(again.table[name], back.table[name])
 
 
+def test_mock_rows_stay_mock_and_real_rows_real(tmp_path):
+    spectra = sample()
+    one = np.arange(len(spectra)) == 1
+    for name, simulated in (("none", 0 & one), ("one", one), ("all", one | True)):
+        spectra.table["simulated"] = simulated.astype(bool)
+        paths = write_desi(spectra, tmp_path / name, resolution=False)
+        np.testing.assert_array_equal(read_desi(paths).table["simulated"], simulated)
+        assert ("SIMULATE" in fits.getheader(paths[0])) == (name == "all")
+        with fits.open(paths[0]) as units: assert ("SIMULATED" in units["FIBERMAP"].columns.names) == (name != "none")
+
+
 def test_pairs_by_survey_and_program(tmp_path):
     spectra = sample(6)
     spectra.table["survey"] = ["sv3", "sv3", "sv1", "sv1", "sv3", "main"]

