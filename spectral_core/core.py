@@ -64,9 +64,22 @@ class Flag(IntFlag):
     FATAL = NODATA | BAD_IVAR | NO_NORM | BAD_NORM | BAD_Z
 
     @classmethod
-    def reasons(cls, value: int) -> str:
-        "The names of the bits set in `value`, joined by commas; empty where nothing is wrong."
-        return ",".join(bit.name for bit in cls if int(value) & bit)
+    def reasons(cls, value: int, words: bool = False) -> str:
+        "The names of the bits set in `value`, joined by commas, or what they mean in words; empty where nothing is wrong."
+        bits = [bit for bit in cls if int(value) & bit]
+        return ", ".join(_IN_WORDS[bit] for bit in bits) if words else ",".join(bit.name for bit in bits)
+
+
+_IN_WORDS = {
+    Flag.NODATA: "no data",
+    Flag.BAD_IVAR: "no usable errors",
+    Flag.NO_NORM: "too few pixels to normalise by",
+    Flag.BAD_NORM: "no positive continuum to normalise by",
+    Flag.BAD_Z: "no usable redshift",
+    Flag.LITTLE_COVERAGE: "little coverage",
+    Flag.CROPPED: "cropped to the grid",
+    Flag.REBINNED: "rebinned",
+}
 
 # %% ../nbs/00_core.ipynb #04b2d92d
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -20,6 +20,7 @@ from scipy.spatial import cKDTree
 
 from .analysis.blends import Templates, near_lines, second_redshift
 from .analysis.catalogue import cutout_url
+from .archives.layouts import simulated_rows
 from .core import ConfigError, DataError, assets_dir
 from .figures.vetting import Second, plot_case
 from .models.autoencoder import RedshiftAutoencoder
@@ -53,10 +54,14 @@ def read_ranking(ranked: str | Path | Table) -> Table:
 
 # %% ../nbs/82_evidence.ipynb #d914cdae
 def recorded_inputs(ranked: Table) -> list[str]:
-    "The files, folders and stores that a ranking remembers; ConfigError where it remembers none."
+    "The files, folders and stores that a ranking remembers; ConfigError where it remembers none, DataError where one is gone."
     inputs = {str(key).lower(): value for key, value in ranked.meta.items()}.get("inputs")
     if not inputs: raise ConfigError("this ranking does not say where its spectra are: pass data=, files, folders or stores")
-    return json.loads(inputs) if isinstance(inputs, str) else list(inputs)
+    inputs = json.loads(inputs) if isinstance(inputs, str) else list(inputs)
+    gone = next((name for name in inputs if not Path(name).exists()), None)
+    if gone is None: return inputs
+    where = "" if Path(gone).is_absolute() else ", relative to where it was scored"
+    raise DataError(f"the table names {gone}{where}, and it is not here: say --data (data=), where the spectra are")
 
 
 def _read(ranked: Table, data: str | Path | Sequence[str | Path] | None, survey: Survey | None) -> Spectra:
@@ -127,7 +132,6 @@ def sky_links(ra: float, dec: float) -> dict[str, str]:
 # %% ../nbs/82_evidence.ipynb #d67b2876
 _FACTS = {"z": "z = {:.4f}", "sn": "S/N {:.1f}", "neg_log_prob": "−log p {:.4g}", "tail_probability": "tail {:.2g}", "chi2_valid": "χ² {:.3g}"}
 _KNOWN = ("class", "subclass", "spectype", "subtype")  # a mock's `group` would give the answer away
-_OF_MOCKS = {"log_mass_formed", "log_mass_fibre", "visible"}  # columns that no telescope writes
 
 
 @dataclass(frozen=True)
@@ -142,11 +146,16 @@ class Cases:
     reference: Spectra  # (r), those the neighbours are among
     reference_rank: np.ndarray  # (r,)
     nearest: np.ndarray  # (n, k) rows of `reference`; −1 for none
-    mock: bool
+    simulated: np.ndarray  # (n,) which of them are
     missing: int  # rows of the ranking's top whose spectra were not found
 
     def __len__(self) -> int:
         return len(self.spectra)
+
+    @property
+    def mock(self) -> bool:
+        "Is any of them simulated?"
+        return bool(self.simulated.any())
 
     def title(self, i: int) -> str:
         "Place and identity of a case."
@@ -188,12 +197,12 @@ class Cases:
         titles = [f"#{r}   z {z:.3f}" if r > 0 else f"not ranked   z {z:.3f}" for r, z in zip(self.reference_rank[rows], self.reference.z[rows])]
         model, second = None if self.reconstruction is None else self.reconstruction[i], self.second[i]
         return plot_case(self.spectra[i], model, second=second if second and second.clear else None, neighbours=self.reference[rows],
-                         neighbour_titles=titles, title=self.title(i) if title else "", note="mock" if self.mock else "", narrow=narrow)
+                         neighbour_titles=titles, title=self.title(i) if title else "", note="mock" if self.simulated[i] else "", narrow=narrow)
 
 # %% ../nbs/82_evidence.ipynb #316388bc
 def describe(cases: Cases, i: int) -> str:
     "Title, facts and links of a case as HTML."
-    facts = "".join(f"<span>{html.escape(fact)}</span>" for fact in [*cases.facts(i), *(["mock data"] if cases.mock else [])])
+    facts = "".join(f"<span>{html.escape(fact)}</span>" for fact in [*cases.facts(i), *(["mock data"] if cases.simulated[i] else [])])
     links = " ".join(f'<a href="{html.escape(link)}" target="_blank" rel="noreferrer">{name}</a>' for name, link in cases.links(i).items())
     return f'<h3>{html.escape(cases.title(i))}</h3><p class="facts">{facts}</p><p class="links">{links}</p>'
 
@@ -223,12 +232,12 @@ def _nearest(latents: np.ndarray, n: int, k: int) -> np.ndarray:
     return out
 
 
-def _is_mock(ranked: str | Path | Table, table: Table, spectra: Spectra) -> bool:
-    "Are these spectra simulated, as far as the run, the table or their columns say?"
+def _are_mock(ranked: str | Path | Table, table: Table, spectra: Spectra) -> np.ndarray:
+    "Which of these spectra (n,) are simulated: all by what the run or the table says, else those whose columns say so."
     beside = None if isinstance(ranked, Table) else Path(ranked).parent / "results.json"
     said = {k.lower(): v for k, v in table.meta.items()}.get("source", "")
     if not said and beside is not None and beside.is_file(): said = json.loads(beside.read_text(encoding="utf-8")).get("source", "")
-    return said == "mock" or bool(_OF_MOCKS & set(spectra.table.colnames))
+    return np.ones(len(spectra), bool) if said == "mock" else simulated_rows(spectra)
 
 
 def gather(
@@ -256,5 +265,5 @@ def gather(
         best = reconstruct(network, first)
         nearest = _nearest(encode(network, spectra), shown, neighbours)
         if flow is not None: second = _second(first, best, ordinary_templates(network, flow))
-    simulated = _is_mock(ranked, table, spectra) if mock is None else mock
+    simulated = _are_mock(ranked, table, first) if mock is None else np.full(shown, mock)
     return Cases(rows[:shown], first, name, best, second, spectra, np.asarray(rows["rank"]), nearest, simulated, min(n, len(table)) - shown)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -21,14 +22,15 @@ from .archives.desi import read_desi
 from .archives.fits import HDU, read_headers
 from .archives.redrock import stem
 from .archives.sdss import read_sdss
-from .core import ConfigError, DataError, SpectralError
+from .core import ConfigError, DataError, RunError, SpectralError
 from .spectra.container import Spectra
 from .spectra.regrid import to_survey
 from .spectra.store import open_store
 from .spectra.surveys import Survey, get_survey
 
 # %% auto #0
-__all__ = ['PART_SIZE', 'Source', 'find_sources', 'Part', 'cut', 'fingerprint', 'my_share', 'read_part']
+__all__ = ['PART_SIZE', 'Source', 'find_sources', 'passed_over', 'Part', 'cut', 'count_sources', 'fingerprint', 'changed',
+           'check_stamp', 'my_share', 'read_part']
 
 # %% ../nbs/80_parts.ipynb #1aa50ce0
 class Source(NamedTuple):
@@ -58,13 +60,18 @@ def _look(path: Path) -> tuple[str, int]:
     return ("redshifts", 0) if redshifts else ("spectrum", 1)
 
 
+def _is_fits(name: str) -> bool:
+    "Is this the name of a FITS file?"
+    return name.lower().removesuffix(".gz").endswith((".fits", ".fit"))
+
+
 def _listed(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     "Files and stores below `paths` with their names, in the order given, inside folders sorted."
     found = []
     for path in paths:
         if not path.exists(): raise DataError(f"{path}: no such file or folder")
         if not path.is_dir() or (path / "store.json").is_file(): found.append((path, path.name or path.resolve().name)); continue
-        inside = [p for p in path.rglob("*") if p.name.lower().removesuffix(".gz").endswith((".fits", ".fit")) and p.is_file()]
+        inside = [p for p in path.rglob("*") if _is_fits(p.name) and p.is_file()]
         inside += [p.parent for p in path.rglob("store.json")]
         if not inside: raise DataError(f"{path}: no *.fits, *.fit (or .gz) file and no store in this folder or below")
         found += [(p, p.relative_to(path).as_posix()) for p in sorted(inside)]
@@ -90,6 +97,17 @@ def find_sources(files: str | Path | Sequence[str | Path], progress: bool = Fals
     sources = [s for s in sources if s.kind != "redshifts"]
     if not sources: raise DataError("no file or store with spectra to read")
     return sources
+
+
+def passed_over(files: str | Path | Sequence[str | Path]) -> Counter[str]:
+    "How many files of other kinds lie in the folders among `files`, by suffix; what is hidden, in a store or in `.parts` isn't counted."
+    found: Counter[str] = Counter()
+    for top in [files] if isinstance(files, str | Path) else files:
+        for _, folders, names in os.walk(top):
+            if "store.json" in names: folders.clear(); continue
+            folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(".parts")]
+            found.update(Path(name).suffix.lower() or "no suffix" for name in names if not name.startswith(".") and not _is_fits(name))
+    return found
 
 # %% ../nbs/80_parts.ipynb #c6b8b8c6
 PART_SIZE = 500
@@ -120,6 +138,11 @@ def cut(sources: Sequence[Source], size: int = PART_SIZE) -> list[Part]:
     return parts
 
 
+def count_sources(parts: Sequence[Part]) -> int:
+    "How many files and stores the parts come from."
+    return len({source.name for part in parts for source in part.sources})
+
+
 def fingerprint(part: Part) -> str:
     "16 hex digits that change when a file of the part is renamed or written anew, or a store's content is another."
     facts: list = [part.start, part.stop]
@@ -128,6 +151,19 @@ def fingerprint(part: Part) -> str:
         if s.kind == "store": facts.append(hashlib.sha256((s.path / "store.json").read_bytes()).hexdigest())
         else: facts += [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (s.path, *s.redshifts)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def changed(path: Path, then: int | None, n: int) -> RunError:
+    "The error where a part was scored when the input were `then` files, and now is n others."
+    how = "written anew, renamed or cut otherwise" if then == n else f"{then or '?'} file{'s' * (then != 1)} then, {n} now"
+    return RunError(f"{path}: the input has changed since ({how}): another --out, or remove {path.parent}")
+
+
+def check_stamp(path: Path, found: dict[str, Any], stamp: dict[str, str], n: int) -> None:
+    "RunError where a part, of n files by now, was scored from something else than `stamp` says."
+    other = [name for name in stamp if found.get(name) != stamp[name]]
+    if other == ["input"]: raise changed(path, found.get("files"), n)
+    if other: raise RunError(f"{path} was scored with another {' and '.join(other)}: another --out, or remove {path.parent}")
 
 
 def my_share(n: int, shard: str | None) -> tuple[int, int, range]:
@@ -148,6 +184,11 @@ def _placed(spectra: Spectra, survey: Survey, name: str | None, rows: np.ndarray
     return spectra
 
 
+def _brief(path: Path, error: SpectralError | str) -> str:
+    "What is wrong with a file, without its path and without what it might have held."
+    return str(error).removeprefix(f"{path}: ").partition("; wanted ")[0]
+
+
 def _read_files(sources: Sequence[Source], survey: Survey, progress: bool) -> tuple[Spectra | None, list[tuple[str, str]]]:
     "Files of one spectrum each, and (name, reason) of those that cannot be read or repeat another."
     try:
@@ -156,13 +197,16 @@ def _read_files(sources: Sequence[Source], survey: Survey, progress: bool) -> tu
             named = {s.path: s.name for s in sources}
             spectra = read_sdss(named, survey=survey, on_error="skip", dedupe="first", progress=progress)
     except DataError as error:
-        if len(sources) == 1: return None, [(sources[0].name, str(error).partition("; the first: ")[2] or str(error))]
+        first, text = sources[0], str(error)
+        if len(sources) == 1: return None, [(first.name, _brief(first.path, text.partition("; the first: ")[2] or text))]
         return None, [unread for s in sources for unread in _read_files([s], survey, False)[1]]
     meta = spectra.table.meta
     repeated = [(name, f"the same observation as {first}") for name, first in meta["repeated"]]
     often = Counter(s.path for s in sources)
     again = [(named[path], f"the same observation as {named[path]}") for path, count in often.items() for _ in range(count - 1)]
-    return _placed(spectra, survey, None, 0), [*meta["skipped"], *repeated, *again]
+    path_of = {name: path for path, name in named.items()}
+    skipped = [(name, _brief(path_of[name], reason)) for name, reason in meta["skipped"]]
+    return _placed(spectra, survey, None, 0), [*skipped, *repeated, *again]
 
 
 def read_part(part: Part, survey: str | Survey, progress: bool = False) -> Iterator[tuple[Spectra | None, list[tuple[str, str]]]]:
@@ -178,6 +222,6 @@ def read_part(part: Part, survey: str | Survey, progress: bool = False) -> Itera
             try:
                 spectra = read_desi(source.path, redrock=list(source.redshifts) or None)
             except SpectralError as error:
-                yield None, [(source.name, str(error))]
+                yield None, [(source.name, _brief(source.path, error))]
             else:
                 yield _placed(spectra, survey, source.name, np.arange(len(spectra))), []

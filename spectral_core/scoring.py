@@ -19,11 +19,12 @@ from astropy.table import Table, vstack
 from tqdm.auto import tqdm
 
 from .analysis.outliers import TailCalibration, load_calibration, rank_outliers
-from .core import ConfigError, DataError, RunError, assets_dir, atomic_write, run_lock, write_json
-from .merging import COLUMNS, Merged, describe, part_meta, save_part, unread_rows
+from .archives.layouts import simulated_rows
+from .core import ConfigError, DataError, assets_dir, atomic_write, run_lock, write_json
+from .merging import COLUMNS, Merged, describe, in_words, part_meta, save_part, unread_rows
 from .models.autoencoder import RedshiftAutoencoder
 from .models.flows import Flow
-from .parts import PART_SIZE, Part, Source, cut, find_sources, fingerprint, my_share, read_part
+from .parts import PART_SIZE, Part, Source, changed, check_stamp, count_sources, cut, find_sources, fingerprint, my_share, read_part
 from .predict import encode_with_chi2, log_prob, reconstruct
 from .pretrained import load, load_model
 from .results import table_format, write_table
@@ -94,11 +95,18 @@ def _rank(models: Models, spectra: Spectra, device: str) -> tuple[Table, np.ndar
     density = log_prob(models.flow, latents, device=device)
     tail = None if models.calibration is None else models.calibration.probability(spectra, density)
     ranked = rank_outliers(spectra, log_prob=density, chi2=quality, tail=tail)
+    ranked["reason"] = in_words(ranked)
     for name in ("file", "file_row"):
         if name in spectra.table.colnames: ranked[name] = spectra.table[name][ranked["row"]]
     return ranked, latents
 
 # %% ../nbs/81_scoring.ipynb #ccf0eb7f
+def _nothing(n: int, name: str, reason: str) -> DataError:
+    "The error where none of n files could be read: the first of them, and why."
+    hint = "; wanted a table with wave, flux, and ivar or error" if reason.startswith("no spectrum found") else ""
+    return DataError(f"none of the {n} files holds a spectrum; the first: {name}: {reason}{hint}")
+
+
 def _read(files: str | Path | Sequence[str | Path], survey: Survey, progress: bool) -> tuple[Spectra, list[tuple[str, str]]]:
     "The spectra that could be read, and (name, reason) of the files that could not, or that repeat another."
     pieces, unread = [], []
@@ -106,7 +114,7 @@ def _read(files: str | Path | Sequence[str | Path], survey: Survey, progress: bo
         for spectra, missing in read_part(part, survey, progress):
             pieces += [] if spectra is None else [spectra]
             unread += missing
-    if not pieces: raise DataError(f"none of the {len(unread)} files holds a spectrum; the first: {unread[0][1]}")
+    if not pieces: raise _nothing(len(unread), *unread[0])
     if len(pieces) == 1: return pieces[0], unread
     id, name = (np.concatenate([get(p) for p in pieces]) for get in (lambda p: p.id, lambda p: np.asarray(p.table["file"])))
     _, first, back = np.unique(id, return_index=True, return_inverse=True)
@@ -122,6 +130,12 @@ def _origin(models: Models, files: str | Path | Sequence[str | Path]) -> dict[st
     return {"model": models.name, "survey": models.autoencoder.survey.name, "inputs": json.dumps(inputs), "version": version("spectral-core")}
 
 
+def _stamp(ranked: Table, simulated: np.ndarray) -> str:
+    "What a page says of its simulated spectra: nothing, 'mock', or where there are real ones too, which are mock."
+    if simulated.all() or not simulated.any(): return "mock" if simulated.any() else ""
+    return "mock: " + ", ".join(f"#{rank}" for rank in ranked["rank"][simulated])
+
+
 def _draw(top: Table, spectra: Spectra, model: RedshiftAutoencoder, stem: Path) -> list[Path]:
     "Pictures of ranked spectra with their reconstructions, ten to a page: `<stem>_1.png`, ..."
     from spectral_core.figures.spectra import plot_outliers
@@ -130,8 +144,10 @@ def _draw(top: Table, spectra: Spectra, model: RedshiftAutoencoder, stem: Path) 
     for start in range(0, len(top), 10):
         page = spectra[start : start + 10]
         figure = plot_outliers(page, top[start : start + 10], reconstruct(model, page))
+        stamp = _stamp(top[start : start + 10], simulated_rows(page))
+        if stamp: figure.text(0.995, 0.0, stamp, ha="right", va="top", color="#b3261e", weight="bold")  # below all axes
         pages.append(stem.with_name(f"{stem.name}_{start // 10 + 1}.png"))
-        with atomic_write(pages[-1]) as temporary: figure.savefig(temporary, dpi=110)
+        with atomic_write(pages[-1]) as temporary: figure.savefig(temporary, dpi=110, bbox_inches="tight")
     return pages
 
 # %% ../nbs/81_scoring.ipynb #1a14c02f
@@ -164,15 +180,6 @@ def score(
     return table
 
 # %% ../nbs/81_scoring.ipynb #3e68458c
-def _is_done(path: Path, stamp: dict[str, str]) -> bool:
-    "Was this part scored before? RunError where it was, but from something else."
-    if not path.exists(): return False
-    found = part_meta(path)
-    other = [name for name in stamp if found.get(name) != stamp[name]]
-    if other: raise RunError(f"{path} was scored with another {' and '.join(other)}; give another table, or remove {path.parent}")
-    return True
-
-
 def _score_part(part: Part, models: Models, device: str) -> tuple[Table, np.ndarray]:
     "Rows of a part in reading order, what was not read below, and their latents."
     tables, latents = [], []
@@ -188,14 +195,15 @@ def _score_part(part: Part, models: Models, device: str) -> tuple[Table, np.ndar
 
 def _score_parts(parts: Sequence[Part], mine: Sequence[int], folder: Path, models: Models, device: str, progress: bool) -> dict[str, Any]:
     "Score those parts that are not there yet; what was done, for the record."
-    digest, started, done = models.digest, time.monotonic(), 0
+    digest, started, done, n = models.digest, time.monotonic(), 0, count_sources(parts)
     with tqdm(total=sum(parts[i].size for i in mine), desc="score", unit="spectra", disable=not progress) as bar:
         for i in mine:
             path = folder / f"part-{i:05d}.npz"
             stamp = {"model": digest, "input": fingerprint(parts[i]), "version": version("spectral-core")}
-            if not _is_done(path, stamp):
+            if path.exists(): check_stamp(path, part_meta(path), stamp, n)
+            else:
                 for left in folder.glob(f".{path.name}.*"): left.unlink(missing_ok=True)  # by a process that was killed
-                save_part(path, *_score_part(parts[i], models, device), stamp)
+                save_part(path, *_score_part(parts[i], models, device), stamp | {"files": n})
                 done += parts[i].size
             bar.update(parts[i].size)
     return {"model": models.name, "parts": len(mine), "spectra": sum(parts[i].size for i in mine), "scored_now": done,
@@ -206,11 +214,13 @@ def _merge(files: Any, parts: Sequence[Part], folder: Path, out: Path, models: M
     "One table out of all parts: what is in it, and its first rows."
     paths, scratch = [folder / f"part-{i:05d}.npz" for i in range(len(parts))], folder / "merged.bin"
     extra = sorted(set(folder.glob("part-*.npz")) - set(paths))
-    if extra: raise RunError(f"{extra[0]} belongs to another input; give another table, or remove {folder}")
+    if extra: raise changed(extra[0], part_meta(extra[0]).get("files"), count_sources(parts))
     try:
         merged = Merged(paths, scratch, progress)
         if set(merged.counts) <= {"not read"}:
-            raise DataError(f"none of the {len(merged)} files holds a spectrum; the first: {next(iter(list(merged.tables())[1]['reason']), '')}")
+            rows = [(str(t["file"][0]), str(t["reason"][0])) for t in merged.tables() if len(t)] or [("", "it is empty")]
+            for path in [*paths, *folder.glob("shard-*.json")]: path.unlink(missing_ok=True)  # nothing to keep: the files may be mended
+            raise _nothing(len(merged), *rows[0])
         meta = _origin(models, files)
         merged.write(out, merged.tables(meta))
         if latents is not None: merged.write(latents, merged.latents(meta))

@@ -13,9 +13,11 @@ from spectral_core.archives.sdss import read_sdss, write_sdss
 from spectral_core.core import ConfigError, DataError, Flag, assets_dir
 from spectral_core.models.autoencoder import RedshiftAutoencoder
 from spectral_core.models.flows import MaskedAutoregressiveFlow
+from spectral_core.parts import passed_over
 from spectral_core.scoring import score
 from spectral_core.simulate.mock import mock_survey
 from spectral_core.spectra.preprocessing import preprocess
+from spectral_core.spectra.store import write_store
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +59,32 @@ def test_every_file_has_one_row_and_every_odd_row_a_reason(folder, own, mock):
     assert (row[original]["list"], row[original]["reason"]) == ("not read", "the same observation as more/copy.fits")
     unranked = table[table["list"] != "ranked"]
     assert (unranked["rank"] == -1).all() and all(unranked["reason"])
+    assert not any(str(folder) in text or "; wanted" in text for text in table["reason"])  # the file has its column
     flagged = table[table["list"] == "flagged"]
+    for words in ("no usable redshift", "no data"): assert any(words in text for text in flagged["reason"])
+    assert not any(bit.name in text for bit in Flag for text in table["reason"])
     assert sorted(np.asarray(flagged["flag"]) & int(Flag.NODATA | Flag.BAD_Z)) == [Flag.NODATA, Flag.BAD_Z]
     assert np.isnan(flagged["neg_log_prob"]).all()
     assert list(table["rank"][table["rank"] > 0]) == list(range(1, sum(table["list"] == "ranked") + 1))
     assert set(mock.id) <= set(table["id"])
+
+
+def test_other_files_of_a_folder_are_counted(folder, mock):
+    (folder / "objects.CSV").write_text("id\n")
+    (folder / ".hidden.csv").write_text("id\n")
+    (folder / "more" / "README").write_text("mine\n")
+    write_store(folder / "store", mock[:2])
+    (folder / "out.fits.parts").mkdir()
+    (folder / "out.fits.parts" / "part-00000.npz").write_bytes(b"")
+    assert passed_over(folder) == passed_over([folder, folder / "objects.CSV"]) == {".csv": 1, "no suffix": 1}
+
+
+def test_a_table_without_a_spectrum_says_what_is_wanted_and_its_row_is_short(folder, own):
+    Table({"x": [1.0]}).write(folder / "more" / "none.fits")
+    table = score(folder, own, progress=False)
+    assert table["reason"][table["file"] == "more/none.fits"].tolist() == ["no spectrum found"]
+    with pytest.raises(DataError, match="none.fits: no spectrum found; wanted a table with wave"):
+        score(folder / "more" / "none.fits", own, progress=False)
 
 
 def test_the_order_of_the_files_does_not_matter_and_spectra_do_as_well(folder, own):
@@ -96,6 +119,25 @@ def test_pictures_show_the_top_ten_to_a_page(mock, own, tmp_path, monkeypatch):
     assert [p.name for p in sorted(tmp_path.glob("*.png"))] == ["ranked_1.png", "ranked_2.png"]
     heights = [imread(tmp_path / f"ranked_{i}.png").shape[0] for i in (1, 2)]
     assert heights[0] > 5 * heights[1] > 500  # ten spectra, and one
+
+
+def test_pictures_call_a_mock_mock_and_nothing_else(mock, own, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    said, save = [], Figure.savefig
+
+    def listen(figure, *args, **settings):
+        said.append([t.get_text() for t in figure.texts if "mock" in t.get_text()])
+        return save(figure, *args, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", listen)
+    some = mock.replace(table=Table({"simulated": np.arange(12) == 1}))
+    real = mock.replace(table=Table({"simulated": np.zeros(12, bool)}))
+    for spectra in (mock, some, real):
+        ranked = rank_outliers(preprocess(spectra), log_prob=np.arange(12.0))
+        monkeypatch.setattr("spectral_core.scoring.rank_outliers", lambda *_, ranked=ranked, **__: ranked)
+        score(spectra, own, out=tmp_path / "ranked.fits", pictures=3)
+    assert said == [["mock"], ["mock: #2"], []]
 
 
 def test_files_of_one_name_in_two_places_are_two_spectra(mock, own, tmp_path):

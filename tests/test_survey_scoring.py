@@ -1,5 +1,6 @@
 """A survey scored in parts: the same table however it was cut among machines, and whatever stopped them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from spectral_core.analysis.outliers import rank_outliers
 from spectral_core.archives.desi import write_desi
 from spectral_core.archives.sdss import read_sdss, write_sdss
 from spectral_core.core import ConfigError, DataError, Flag, RunError, generator, run_lock
+from spectral_core.evidence import find_spectra, recorded_inputs
 from spectral_core.models.autoencoder import RedshiftAutoencoder
 from spectral_core.models.flows import MaskedAutoregressiveFlow
 from spectral_core.parts import cut, find_sources, fingerprint, my_share, read_part
@@ -146,16 +148,32 @@ def test_another_model_or_input_is_refused_and_damage_is_named(mock, own, tmp_pa
     kept = out.read_bytes()
     other = own[0], MaskedAutoregressiveFlow(2).standardise(torch.arange(8.0).reshape(4, 2)).eval()
     with pytest.raises(RunError, match="another model"): score_survey(files, out, other, part_size=2, progress=False)
-    with pytest.raises(RunError, match="another input"): score_survey(files, out, own, part_size=3, progress=False)
-    with pytest.raises(RunError, match="belongs to another input"):
+    with pytest.raises(RunError, match="cut otherwise"): score_survey(files, out, own, part_size=3, progress=False)
+    with pytest.raises(RunError, match=r"has changed since \(6 files then, 4 now\): another --out, or remove .*t\.ecsv\.parts"):
         score_survey(sorted(paths)[:4], out, own, part_size=2, progress=False)
     os.utime(paths[0], (1, 1))
-    with pytest.raises(RunError, match="another input"): score_survey(files, out, own, part_size=2, progress=False)
+    with pytest.raises(RunError, match="changed since .written anew"): score_survey(files, out, own, part_size=2, progress=False)
     assert out.read_bytes() == kept
     part = tmp_path / "t.ecsv.parts" / "part-00001.npz"
     part.write_bytes(part.read_bytes()[:-500])
     with pytest.raises(RunError, match=r"part-00001\.npz is damaged.*remove it"):
         score_survey(files, out, own, part_size=2, progress=False)
+
+
+def test_a_file_that_was_mended_is_scored_by_the_same_command(mock, own, tmp_path):
+    "Nothing could be read, so no part stays in the way; a survey that grew is refused in words."
+    files, out = tmp_path / "files", tmp_path / "t.fits"
+    (path,) = write_sdss(mock[:1], files)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:6000])
+    for shard in ("1/1", None):
+        if shard: score_survey(files, out, own, shard=shard, progress=False); continue
+        with pytest.raises(DataError, match=rf"the first: {path.name}: truncated"): score_survey(files, out, own, progress=False)
+    assert not list(tmp_path.glob("t.fits.parts/part-*")) and not list(tmp_path.glob("t.fits.parts/*.json"))
+    path.write_bytes(whole)
+    assert score_survey(files, out, own, progress=False)[0]["rows"] == 1
+    write_sdss(mock[1:2], files)
+    with pytest.raises(RunError, match=r"\(1 file then, 2 now\)"): score_survey(files, out, own, progress=False)
 
 
 def test_bad_requests(files, own, tmp_path):
@@ -294,6 +312,16 @@ def test_ranked_rows_are_read_back_in_order_from_wherever_they_are(files, mock, 
     with pytest.raises(ConfigError, match="give data="): read_ranked(Table({"id": [5]}))
     table.meta.clear()
     with pytest.raises(DataError, match="are not in"): read_ranked(vstack([rows, table[-1:]]), files)
+
+
+def test_inputs_that_are_not_here_are_named_with_what_to_say(tmp_path, monkeypatch):
+    table = Table({"id": [1]}, meta={"inputs": json.dumps(["mix"])})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"names mix, relative to where it was scored, .* --data"): find_spectra(table)
+    (tmp_path / "mix").mkdir()
+    assert recorded_inputs(table) == ["mix"]
+    table.meta["inputs"] = [str(tmp_path / "gone")]
+    with pytest.raises(DataError, match="gone, and it is not here: say --data"): recorded_inputs(table)
 
 
 def test_the_same_file_under_two_names_and_a_changed_file_have_other_fingerprints(files):
