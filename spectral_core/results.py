@@ -176,7 +176,7 @@ class ChapterRun:
 def _record_claim(run: ChapterRun, id: str, ours: float, interval: Sequence[float] | None, mock: bool) -> str:
     "The work of `ChapterRun.claim`."
     if id not in run.declared:
-        raise ConfigError(f"chapter {run.chapter} claims no {id!r}; did you mean {nearest(id, run.declared)!r}?")
+        raise ConfigError(f"chapter {run.chapter} claims no {id!r}; did you mean {nearest(id, run.declared) or ', '.join(run.declared)!r}?")
     if id in run.claims: raise RunError(f"claim {id!r} is recorded twice")
     if not math.isfinite(ours): return "not measured"
     claim = run.declared[id]

@@ -235,7 +235,8 @@ def ship(
     run: str | Path | None = None,  # folder: checkpoints, exact resume
 ) -> dict[str, Any]:
     "Train, measure and write a model of the package; returns its card. ConfigError for a name it has not."
-    if name not in _SHIP: raise ConfigError(f"no model {name!r} is made here; did you mean {nearest(name, _SHIP)!r}? There are: {', '.join(_SHIP)}")
+    hint = f"did you mean {close!r}? " if (close := nearest(name, _SHIP)) else ""
+    if name not in _SHIP: raise ConfigError(f"no model {name!r} is made here; {hint}There are: {', '.join(_SHIP)}")
     size = SIZES[name][0] if n is None else n, SIZES[name][1] if n_epoch is None else n_epoch
     return _SHIP[name](Path(out or assets_dir()), *size, seed, None if run is None else Path(run))
 

@@ -1,6 +1,7 @@
 """Bad input, one kind after the other: a clear error or a flag, and nothing lost silently (the fault matrix, rows 1 to 16)."""
 
 import gzip
+import importlib
 import warnings
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from spectral_core.archives.fits import read_fits, write_fits
 from spectral_core.archives.sdss import read_sdss, write_sdss
-from spectral_core.core import DataError, Flag, SpectrumError
+from spectral_core.core import DataError, Flag, SpectralError, SpectrumError
 from spectral_core.models.autoencoder import RedshiftAutoencoder
 from spectral_core.models.similarity import fidelity_loss
 from spectral_core.predict import chi2, encode, reconstruct
@@ -387,3 +388,20 @@ def test_fault_16_redshifts_by_name_that_match_no_file_change_nothing(file):
 
 def test_fault_16_a_table_of_another_length_is_refused():
     with pytest.raises(SpectrumError, match="3 rows for 4 spectra"): sample(4, table=Table({"mass": [1.0, 2, 3]}))
+
+
+# ------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize("module, call", [
+    ("archives.targets", lambda m: m.target_bit(Table({"DESI_TARGET": [1]}), "¤¤")),
+    ("models.spender", lambda m: m.load_spender("¤¤")),
+    ("pretrained", lambda m: m.load("¤¤")),
+    ("shipping", lambda m: m.ship("¤¤")),
+    ("simulate.filters", lambda m: m.load_filters("¤¤")),
+    ("spectra.conditions", lambda m: m.ConditionedSpectra(sample(), ["¤¤"])),
+    ("spectra.lines", lambda m: m.line_wave("¤¤")),
+    ("spectra.surveys", lambda m: m.get_survey("¤¤"))])
+def test_a_name_like_no_other_is_not_answered_with_none(module, call):
+    with pytest.raises(SpectralError, match="¤¤") as error: call(importlib.import_module(f"spectral_core.{module}"))
+    assert "None" not in str(error.value)

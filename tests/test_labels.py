@@ -195,6 +195,7 @@ def test_errors_name_what_is_wrong():
     rows.remove_columns(["err_hbeta", "ew_halpha"])
     with pytest.raises(DataError, match="lacks err_hbeta, ew_halpha"): label_galaxies(rows)
     with pytest.raises(ConfigError, match="did you mean 'passive'"): label_galaxies(galaxies(), gap="pasive")
+    with pytest.raises(ConfigError, match="no gap '¤¤'; did you mean '[a-z]+, "): label_galaxies(galaxies(), gap="¤¤")
     with pytest.raises(DataError, match=r"shape \(2,\) for 1"): label_galaxies(galaxies(), broad=np.zeros(2, bool))
     assert has_broadline(["STARFORMING BROADLINE", "broadline", "AGN"]).tolist() == [True, True, False]
 

@@ -376,7 +376,7 @@ def test_conditions_that_are_not_known_are_refused_by_name():
     with pytest.raises(DataError, match="'mass' is not finite in 1 of 20 rows, first in row 4"):
         ConditionedSpectra(spectra, ["slope", "mass"])
     with pytest.raises(DataError, match="'sfr' is not finite in 2 of 20 rows"): ConditionedSpectra(spectra, ["sfr"])
-    with pytest.raises(DataError, match="nearest: 'slope'"): ConditionedSpectra(spectra, ["slop"])
+    with pytest.raises(DataError, match="did you mean 'slope'"): ConditionedSpectra(spectra, ["slop"])
     flagged = spectra.replace(flag=np.where(np.arange(20) == 4, Flag.NODATA, 0))
     assert len(ConditionedSpectra(flagged, ["mass"])) == 20  # a row that will not be used may lack it
     told = ConditionedSpectra(spectra, ["slope", "one"])

@@ -75,7 +75,8 @@ def target_bit(table: Table, name: str) -> np.ndarray:
     """
     if not any(name in bits for bits in TARGET_BITS.values()):
         known = dict.fromkeys(n for bits in TARGET_BITS.values() for n in bits)
-        raise ConfigError(f"no target bit {name!r}; did you mean {nearest(name, known)!r}? Known are {', '.join(known)}")
+        hint = f"did you mean {close!r}? " if (close := nearest(name, known)) else ""
+        raise ConfigError(f"no target bit {name!r}; {hint}Known are {', '.join(known)}")
     out, phase, present = np.zeros(len(table), bool), phases(table), {c.lower() for c in table.colnames}
     for which in np.unique(phase[phase != ""]):
         if which not in TARGET_BITS: raise DataError(f"rows of an unknown survey {str(which)!r}; known are {', '.join(TARGET_BITS)}")

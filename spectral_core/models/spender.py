@@ -170,4 +170,5 @@ def _released(path: str | Path) -> Path:
     "The file itself, or the fetched one of a name in `RELEASED`."
     if str(path) in RELEASED: return next(file for file in fetch("spender_weights") if file.name == RELEASED[str(path)])
     if Path(path).is_file(): return Path(path)
-    raise ModelFileError(f"{path} is no file, and no released model; did you mean {nearest(str(path), RELEASED)!r}? There are: {', '.join(RELEASED)}")
+    hint = f"did you mean {close!r}? " if (close := nearest(str(path), RELEASED)) else ""
+    raise ModelFileError(f"{path} is no file, and no released model; {hint}There are: {', '.join(RELEASED)}")

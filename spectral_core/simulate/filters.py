@@ -91,7 +91,8 @@ def _speclite(name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
     group = name.split("-")[0]
     if group not in filter_group_names:
-        raise ConfigError(f"no filters {name!r}; did you mean {nearest(group, [*_SETS, *filter_group_names])!r}? A path also does")
+        hint = f"did you mean {close!r}? " if (close := nearest(group, [*_SETS, *filter_group_names])) else ""
+        raise ConfigError(f"no filters {name!r}; {hint}A path also does")
     try: curves = load(name if "-" in name else f"{group}-*")
     except ValueError as error: raise ConfigError(f"no filter {name!r} in {group}: {error}") from error
     return {c.name: (np.asarray(c.wavelength, float), np.asarray(c.response, float)) for c in curves}

@@ -47,7 +47,7 @@ class ConditionedSpectra:
     def __init__(self, spectra: Spectra, names: Sequence[str]) -> None:
         self.spectra, self.names, table = spectra, tuple(names), spectra.table
         for name in self.names:
-            if name not in table.colnames: raise DataError(f"no column {name!r} for a condition; nearest: {nearest(name, table.colnames)!r}")
+            if name not in table.colnames: raise DataError(f"no column {name!r} for a condition; did you mean {nearest(name, table.colnames) or ', '.join(table.colnames)!r}?")
         columns = [np.ma.filled(np.ma.asarray(table[name], dtype=float), np.nan) for name in self.names]
         self.context = torch.as_tensor(np.reshape(columns, (len(self.names), len(spectra))).T.astype(np.float32))
         check_conditions(torch.where(torch.as_tensor(self.good)[:, None], self.context, 0), self.names)

@@ -93,7 +93,7 @@ def _check(lines: Table, gap: str) -> None:
     "DataError that names missing columns; ConfigError for a word that the gap can't have."
     missing = [name for name in _NEEDED if name not in lines.colnames]
     if missing: raise DataError(f"the line table lacks {', '.join(missing)}; it has {', '.join(lines.colnames) or 'no columns'}")
-    if gap not in GAP: raise ConfigError(f"gap is one of {', '.join(GAP)}, not {gap!r}; did you mean {nearest(str(gap), GAP)!r}?")
+    if gap not in GAP: raise ConfigError(f"no gap {gap!r}; did you mean {nearest(str(gap), GAP) or ', '.join(GAP)!r}?")
 
 
 def _rules(lines: Table, broad: np.ndarray, measured: np.ndarray, gap: str) -> list[tuple[str, np.ndarray, str]]:
