@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -133,14 +134,28 @@ def run(
     print(Path(results["parameters"]["out"]) / "report.html")
 
 # %% ../nbs/84_cli.ipynb #4f3846c2
-def _print_top(table: Any, lists: Counter) -> None:
-    "The first twenty rows of a ranked table, and how many stand in each list."
-    wanted = ("rank", "id", "z", "sn", "neg_log_prob", "tail_probability", "chi2_valid", "reason", "file")
-    top = table[[c for c in wanted if c in table.colnames]][:20]
+def _for_screen(table: Any, width: int) -> list[str]:
+    "The first twenty rows as lines: texts cut short, and where a screen is narrow, without the columns that matter least."
+    names = [c for c in ("rank", "id", "z", "sn", "neg_log_prob", "tail_probability", "chi2_valid", "reason", "file") if c in table.colnames]
+    top, (limit, tail) = table[names][:20], (50, 40) if width >= 120 else (30, 26)
     for name in top.colnames:
         if top[name].dtype.kind == "f": top[name].info.format = ".4g"
-    top.pprint(max_width=-1, max_lines=-1)
-    print(f"{lists.total()} rows: " + ", ".join(f"{n} {name}" for name, n in lists.most_common()))
+    if "reason" in names: top["reason"] = [text if len(text) <= limit else text[: limit - 1] + "…" for text in map(str, top["reason"])]
+    if "file" in names: top["file"] = [text if len(text) <= tail else "…" + text[1 - tail :] for text in map(str, top["file"])]
+    if "reason" in names and not any(top["reason"]): top.remove_column("reason")
+    for name in ("", "chi2_valid", "sn", "neg_log_prob", "z", "id"):
+        if name in top.colnames and (name != "neg_log_prob" or "tail_probability" in top.colnames): top.remove_column(name)
+        lines = top.pformat(max_width=-1, max_lines=-1)
+        if max(map(len, lines)) <= width: break
+    return lines
+
+
+def _print_top(table: Any, lists: Counter, others: Counter) -> None:
+    "The first twenty rows of a ranked table, how many stand in each list, and how many files were no spectra by their names."
+    print(*_for_screen(table, shutil.get_terminal_size((120, 24)).columns), sep="\n")
+    n, kinds = others.total(), ", ".join(kind for kind, _ in others.most_common(5))
+    passed = f"; {n} other file{'s' * (n != 1)} passed over ({kinds})" if n else ""
+    print(f"{lists.total()} rows: " + ", ".join(f"{n} {name}" for name, n in lists.most_common()) + passed)
 
 
 @app.command()
@@ -155,6 +170,7 @@ def score(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda", autocompletion=_words(*_DEVICES))] = "auto",
 ) -> None:
     "Rank spectra by how unusual they are, without training: one row each, nothing dropped, any number of them with --out."
+    from spectral_core.parts import passed_over
     from spectral_core.scoring import score, score_survey
 
     _check_ranker(model)
@@ -166,7 +182,7 @@ def score(
         record, top = score_survey(files, out, model, shard=shard, latents=latents, pictures=pictures, device=device)
         if shard: return print(f"shard {shard}: {record['spectra']} spectra in {record['parts']} parts, {record['scored_now']} of them scored now")
         lists = Counter(record["lists"])
-    _print_top(top, lists)
+    _print_top(top, lists, passed_over(files))
     if out: print(out)
 
 

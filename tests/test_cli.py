@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -98,6 +99,25 @@ def test_score_prints_the_top_and_where_the_table_is(command, monkeypatch, tmp_p
     code, out, _ = command("score", "a.fits", "--out", "ranked.fits", "--shard", "2/4")
     assert (code, out, given["shard"]) == (0, "shard 2/4: 6 spectra in 2 parts, 3 of them scored now\n", "2/4")
     assert "--out" in command("score", "a.fits", "--shard", "2/4")[2]
+
+
+def test_what_score_prints_fits_the_screen_and_counts_other_files(command, monkeypatch, tmp_path):
+    from astropy.table import Table
+
+    table = Table({"rank": [1, -1], "id": [2**60, -1], "z": [0.123456, np.nan], "sn": [3.0, np.nan],
+                   "neg_log_prob": [9.0, np.nan], "tail_probability": [0.01, np.nan], "chi2_valid": [1.0, np.nan],
+                   "reason": ["", "truncated: " + "x" * 130],
+                   "list": ["ranked", "not read"], "file": ["spec-0266-51602-0003.fits", "deep/" * 20 + "cut.fits"]})
+    monkeypatch.setattr(scoring, "score", lambda files, **settings: table)
+    (tmp_path / "objects.csv").write_text("id\n")
+    for width in (80, 120, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        code, out, _ = command("score", tmp_path)
+        assert code == 0 and max(map(len, out.splitlines())) <= width
+        assert out.splitlines()[-1] == "2 rows: 1 ranked, 1 not read; 1 other file passed over (.csv)"
+        for text in ("truncated: xxx", "…", "cut.fits", "tail_probability", "spec-0266-51602-0003.fits"): assert text in out
+    assert str(2**60) in out and "chi2_valid" in out
+    assert table["reason"][1].endswith("x" * 130), "only what is printed is cut"
 
 
 def test_fetch_and_list(command, monkeypatch):
