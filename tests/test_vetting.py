@@ -219,11 +219,23 @@ def test_cases_say_mock_and_where_on_the_sky(mock, ranked):
     cases = gather(ranked, mock, n=3)
     assert cases.mock and "mock data" in describe(cases, 0)
     assert [t.get_text() for t in cases.figure(0).texts] == ["mock"]
-    told = gather(ranked, ranked.parent / "spectra", n=3)  # the files of a mock do not say so
-    assert not told.mock and gather(ranked, mock, n=3, mock=False).mock is False
+    told = gather(ranked, ranked.parent / "spectra", n=3)  # the files of a mock say so too
+    assert told.mock and gather(ranked, mock, n=3, mock=False).mock is False
     assert (told.spectra.id == read_ranking(ranked)["id"][:3]).all() and told.reconstruction.shape == told.spectra.flux.shape
     assert sky_links(0.0, -90.0) and not sky_links(np.nan, 1.0) and not sky_links(10.0, 91.0)
     assert "12.500000%20%2B3.250000" in sky_links(12.5, 3.25)["SIMBAD"]
+
+
+def test_a_real_spectrum_among_mocks_is_never_called_one(mock, ranked):
+    real = mock.replace(table=Table({"ra": np.arange(12.0), "dec": np.arange(12.0)}))
+    ids = read_ranking(ranked)["id"][:4]
+    rows = {int(i): k for k, i in enumerate(mock.id)}
+    marked = real.replace(table=Table({"simulated": np.isin(np.arange(12), [rows[int(ids[1])]])}))
+    cases = gather(ranked, marked, n=4)
+    assert cases.simulated.tolist() == [False, True, False, False]
+    assert ["mock data" in describe(cases, i) for i in range(4)] == cases.simulated.tolist()
+    assert [t.get_text() for t in cases.figure(0).texts] == [] and [t.get_text() for t in cases.figure(1).texts] == ["mock"]
+    assert not gather(ranked, real, n=4).mock and gather(ranked, real, n=4, mock=True).simulated.all()
 
 
 # ------------------------------------------------------------------ the desk
