@@ -85,7 +85,8 @@ def _head(cases: Cases, title: str, labels: Table, everything: Table) -> str:
     done = len(set(labels["id"].tolist()) & set(cases.spectra.id.tolist()))
     lines = [f"<h1>{html.escape(title)}</h1>", f"<p>{len(cases)} spectra, {done} labelled" + (f" by {html.escape(', '.join(people))}" if people else "")
              + (f"; ranked and drawn with the model <i>{html.escape(cases.model)}</i>" if cases.model else "") + "</p>"]
-    if cases.mock: lines.append('<p class="note">Mock data: these spectra are simulated.</p>')
+    which = "these spectra are simulated" if cases.simulated.all() else f"{cases.simulated.sum()} of these spectra are simulated; their cards say so"
+    if cases.mock: lines.append(f'<p class="note">Mock data: {which}.</p>')
     if cases.missing: lines.append(f'<p class="note">{cases.missing} more spectra of the ranking\'s top were not found among the data.</p>')
     tables = summarise(everything, cases.ranked)
     lines += [f'<details><summary>{name} ({len(t)})</summary><div class="wide">{html_table(t)}</div></details>' for name, t in tables.items() if len(t)]
