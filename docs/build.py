@@ -207,12 +207,24 @@ def commands_page() -> str:
 # ------------------------------------------------------------------ the site
 
 
+# Where the pages link to in the repository, and what stands there in the site.
+IN_SITE = {
+    b"../papers/vetting_desk.ipynb": b"chapters/vetting_desk.ipynb",
+    b"../data_manifests": b"datasets.md",
+    b"../CHANGELOG.md": b"changes.md",
+    b"../spectral_core/assets": b"models.md",
+    b"../nbs": b"library/archives.md",
+}
+
+
 def written_pages(folder: Path) -> Iterator[tuple[str, bytes]]:
-    "What lies in docs/; files of the project that a page includes are found from `folder` as they were from there."
+    "What lies in docs/, its links leading to pages; files of the project that a page includes are found from `folder`."
     to_root = f"{os.path.relpath(ROOT, folder)}/".encode()
     for path in sorted(DOCS.rglob("*")):
         if path.suffix in {".md", ".css", ".png", ".svg"}:
-            yield str(path.relative_to(DOCS)), re.sub(rb"(?<=include} )\.\./", to_root, path.read_bytes())
+            text = re.sub(rb"(?<=include} )\.\./", to_root, path.read_bytes())
+            for link, page in IN_SITE.items(): text = text.replace(b"](" + link + b")", b"](" + page + b")")
+            yield str(path.relative_to(DOCS)), text
 
 
 def made_pages() -> Iterator[tuple[str, str]]:
