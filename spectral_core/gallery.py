@@ -41,9 +41,10 @@ article { content-visibility: auto; contain-intrinsic-size: auto 36rem; scroll-m
 article[hidden] { display: none; }
 img { display: block; width: 100%; height: auto; margin-top: .3rem; }
 .facts span { display: inline-block; background: #eef1f5; border-radius: 1rem; padding: 0 .6rem; margin: 0 .3rem .2rem 0; font-size: .85rem; }
-.links { font-size: .85rem; } .links a { display: inline-block; margin-right: .55rem; padding: .2rem 0; }
+.links { font-size: .85rem; } .links a, .links span { display: inline-block; margin-right: .55rem; padding: .2rem 0; }
 .said { margin: .3rem 0 0; font-size: .9rem; } .said b { background: #dcefe0; color: #0f5223; border-radius: .3rem; padding: .05rem .4rem; }
 table { border-collapse: collapse; font-size: .9rem; } td, th { text-align: left; padding: .1rem 1rem .1rem 0; vertical-align: top; }
+dl { margin: .3rem 0; font-size: .9rem; } dt { font-weight: 600; } dd { margin: 0 0 .3rem 1rem; max-width: 60rem; }
 details { margin: .4rem 0; } summary { cursor: pointer; font-weight: 600; } .wide { overflow-x: auto; }
 @media print { nav { display: none; } article { break-inside: avoid; content-visibility: visible; } }
 """
@@ -62,7 +63,7 @@ def _picture(cases: Cases, i: int) -> str:
     buffer = BytesIO()
     cases.figure(i, narrow=True, title=False).savefig(buffer, format="webp", dpi=190, pil_kwargs={"quality": 72, "method": 2})
     alt = html.escape(f"spectrum, model, residual and line windows of {cases.title(i)}")
-    return f'<img alt="{alt}" width="798" height="798" decoding="async" src="data:image/webp;base64,{b64encode(buffer.getvalue()).decode()}">'
+    return f'<img alt="{alt}" width="798" height="798" src="data:image/webp;base64,{b64encode(buffer.getvalue()).decode()}">'
 
 
 def _card(cases: Cases, i: int, labels: Table) -> str:
@@ -72,13 +73,28 @@ def _card(cases: Cases, i: int, labels: Table) -> str:
                    for r in mine)
     rows = [int(r) for r in cases.nearest[i] if r >= 0]
     shown = set(cases.spectra.id.tolist())
-    names = ((cases.reference.id[r], f"#{cases.reference_rank[r]}" if cases.reference_rank[r] > 0 else str(cases.reference.id[r])) for r in rows)
-    alike = ", ".join(f'<a href="#s{k}">{name}</a>' if k in shown else name for k, name in names)
+    names = ((k, f"#{rank}" if rank > 0 else f"{k} (no rank)") for k, rank in zip(cases.reference.id[rows], cases.reference_rank[rows]))
+    alike = " ".join(f'<a href="#s{k}">{name}</a>' if k in shown else f"<span>{name}</span>" for k, name in names)
     if alike: said += f'<p class="links">most alike in latent space: {alike}</p>'
     words = html.escape("|".join(sorted(set(mine["class"].tolist()))) or "unlabelled")
     return f'<article id="s{cases.spectra.id[i]}" data-said="{words}">{describe(cases, i)}{said}{_picture(cases, i)}</article>'
 
 # %% ../nbs/83_gallery.ipynb #256daa65
+_LEGEND = {
+    "picture": "Black: the spectrum, smoothed over a few pixels (grey: the pixels); red: the model. Below: residual in units of the noise, with the lines of a "
+               "possible second object in blue; then windows of diagnostic lines.",
+    "#1, #2, …": "The rank; 1 is the most unusual. A list in brackets instead, such as <i>strong lines</i>, <i>poor reconstruction</i> or <i>flagged</i>: the "
+                 "spectrum has no rank, and a reason says why.",
+    "−log p": "How rare the spectrum is among those that the model knows; larger is rarer.",
+    "tail": "The chance that an ordinary galaxy of the same redshift and noise is at least as rare; small is unusual.",
+    "χ²": "Misfit of the model per pixel; 1 is what noise alone leaves.",
+    "second z? 0.1042 (Δχ² 33, elsewhere 15)": "The residual looks like a second object at this redshift: its template lowers χ² by 33, and by no more than 15 at "
+                                               "redshifts elsewhere. A hint, not a significance.",
+    "most alike in latent space": "The spectra that look most alike to the model, by rank; those without one by their id. Links go to cards of this page.",
+    "SIMBAD, NED, …": "Links lead to the web; the page itself needs none.",
+}
+
+
 def _head(cases: Cases, title: str, labels: Table, everything: Table) -> str:
     "Title, notes and tables."
     people = sorted(set(labels["inspector"].tolist()))
@@ -90,8 +106,8 @@ def _head(cases: Cases, title: str, labels: Table, everything: Table) -> str:
     if cases.missing: lines.append(f'<p class="note">{cases.missing} more spectra of the ranking\'s top were not found among the data.</p>')
     tables = summarise(everything, cases.ranked)
     lines += [f'<details><summary>{name} ({len(t)})</summary><div class="wide">{html_table(t)}</div></details>' for name, t in tables.items() if len(t)]
-    lines.append("<p><small>Black: spectrum, smoothed over a few pixels (grey: the pixels); red: model; below: residual in units of the noise, with the lines of a "
-                 "possible second object in blue; then windows of diagnostic lines. Links lead to the web; the page itself needs none.</small></p>")
+    terms = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in _LEGEND.items())
+    lines.append(f"<details><summary>how to read a card</summary><dl>{terms}</dl></details>")
     return f"<header>{''.join(lines)}</header>"
 
 

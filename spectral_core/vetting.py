@@ -17,12 +17,11 @@ from importlib.resources import files
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from astropy.table import Table
 
 from .core import ConfigError, DataError, SpectralError, atomic_write
-from .evidence import Cases, describe, gather, read_ranking, recorded_inputs
 from spectral_core.inspection import (
     CLASSES,
     add_label,
@@ -36,6 +35,9 @@ from spectral_core.inspection import (
 )
 from .spectra.container import Spectra
 from .tables import write_table
+
+if TYPE_CHECKING:
+    from spectral_core.evidence import Cases
 
 # %% auto #0
 __all__ = ['Desk', 'DeskView', 'vet', 'write_desk', 'open_lab', 'write_counts']
@@ -159,6 +161,8 @@ class DeskView:
 
     def draw(self) -> None:
         "Show the case on the desk, and have the next one drawn when there is time."
+        from spectral_core.evidence import describe
+
         desk = self.desk
         word, comment = desk.said(desk.i)
         self.head.value, self.image.value, self.comment.value = describe(desk.cases, desk.i), desk.picture(), comment
@@ -236,6 +240,8 @@ def vet(
 
     DataError where no spectrum is found; RunError where this inspector has the list on another desk.
     """
+    from spectral_core.evidence import gather
+
     if labels is None and isinstance(ranked, Table): raise ConfigError("a table in memory needs labels=: the file to keep them in")
     place = labels_path(ranked) if labels is None else Path(labels)
     return DeskView(Desk(gather(ranked, data, n=n, model=model, mock=mock), place, inspector or getpass.getuser(), classes))
@@ -243,12 +249,15 @@ def vet(
 # %% ../nbs/83_vetting.ipynb #6f01f1a8
 def write_desk(ranked: str | Path, data: Sequence[str | Path] = (), out: str | Path | None = None, **parameters: Any) -> Path:
     "Write the desk's notebook (`<ranked>.desk.ipynb`) for a list; returns its path. Parameters as in `vet`."
+    out = Path(ranked).with_suffix(".desk.ipynb") if out is None else Path(out)
+    print(f"reading {ranked} and writing {out.name}, the notebook of the desk: some seconds", file=sys.stderr)
     import nbformat
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
+    from spectral_core.evidence import read_ranking, recorded_inputs
+
     source = load_notebook_node(str(files("spectral_core.papers") / "vetting_desk.ipynb"))
-    out = Path(ranked).with_suffix(".desk.ipynb") if out is None else Path(out)
     data = [str(Path(d).resolve()) for d in data or recorded_inputs(read_ranking(ranked))]  # the notebook may run elsewhere
     values = {"ranked": str(Path(ranked).resolve()), "data": data} | parameters
     book = parameterize_notebook(source, values)
@@ -270,6 +279,8 @@ def write_counts(
     published: str | Path | None = None,  # a list with id and group; by default those of Liang+23
 ) -> list[tuple[str, Table]]:
     "What the inspectors found: (name, table) of `summarise`, written as `<ranked>.classes.csv` and so on. DataError where there are no labels."
+    from spectral_core.evidence import read_ranking
+
     given = read_labels(labels_path(ranked) if labels is None else labels)
     if not len(given): raise DataError(f"nobody has labelled anything in {labels or labels_path(ranked)} yet")
     tables = summarise(given, read_ranking(ranked), None if published is None else read_published(published))

@@ -98,13 +98,18 @@ def _flux_panel(ax: Axes, c: _Curves, window: tuple[float, float] | None = None)
 
 # %% ../../nbs/78_figures.vetting.ipynb #734cccbf
 def _name_lines(ax: Axes, lines: Mapping[str, float], factor: float, color: str, size: float) -> None:
-    "Thin lines at rest wavelengths × factor, with names at the top, neighbours at two heights."
+    "Thin lines at rest wavelengths × factor, with names at the top, each in the first row where it has room."
     low, high = ax.get_xlim()
-    for i, (name, place) in enumerate(lines.items()):
-        if not low < place * factor < high: continue
-        ax.axvline(place * factor, color=color, lw=0.6, alpha=0.45, zorder=0)
-        ax.text(place * factor, 0.99 - 0.10 * (i % 2), name, transform=ax.get_xaxis_transform(), ha="center", va="top",
-                fontsize=size, color=color, bbox={"facecolor": "w", "alpha": 0.7, "lw": 0, "pad": 0.4})
+    point = (high - low) / (ax.get_window_extent().width * 72 / ax.figure.dpi)  # Å
+    ends: list[float] = []  # of the last name of each row
+    for name, place in sorted(lines.items(), key=lambda line: line[1]):
+        if not low < (at := place * factor) < high: continue
+        half = 0.35 * size * len(name) * point
+        row = next((k for k, end in enumerate(ends) if end < at - half), len(ends))
+        ends[row:row + 1] = [at + half]
+        ax.axvline(at, color=color, lw=0.6, alpha=0.45, zorder=0)
+        ax.annotate(name, (at, 1.0), (0, -1 - (size + 1.5) * row), xycoords=ax.get_xaxis_transform(), textcoords="offset points", ha="center", va="top",
+                    fontsize=size, color=color, bbox={"facecolor": "w", "alpha": 0.7, "lw": 0, "pad": 0.4})
 
 
 def _main(ax: Axes, c: _Curves, z: float, size: float) -> None:
@@ -129,7 +134,7 @@ def _residual(ax: Axes, c: _Curves, z: float, second: Second | None, size: float
     ax.axhline(0, color=MODEL, lw=0.7)
     ax.plot(c.wave, c.pull, color=DATA, lw=0.5, rasterized=True)
     size_y = max(3.0, 1.25 * np.nanpercentile(np.abs(c.pull), 99.5))
-    ax.set(xlim=(c.wave[0], c.wave[-1]), ylim=(-size_y, size_y * (1.0 if second is None else 1.5)))
+    ax.set(xlim=(c.wave[0], c.wave[-1]), ylim=(-size_y, size_y * (1.0 if second is None else 1.9)))
     if second is not None: _name_lines(ax, LABELS, (1 + second.z) / (1 + z), OTHER, size)
 
 # %% ../../nbs/78_figures.vetting.ipynb #56ee8fe5
