@@ -209,7 +209,7 @@ def commands_page() -> str:
 
 # Where the pages link to in the repository, and what stands there in the site.
 IN_SITE = {
-    b"../papers/vetting_desk.ipynb": b"chapters/vetting_desk.ipynb",
+    b"../papers/vetting_desk.ipynb": b"chapters/index.md",
     b"../data_manifests": b"datasets.md",
     b"../CHANGELOG.md": b"changes.md",
     b"../spectral_core/assets": b"models.md",
