@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -274,6 +275,7 @@ def test_the_command(ranked, tmp_path, capsys):
     data = ["--data", str(ranked.parent / "spectra")]
     with pytest.raises(SystemExit) as end: main(["vet", str(table), *data, "--no-open"])
     assert not end.value.code and (tmp_path / "list.desk.ipynb").is_file()
+    assert "writing list.desk.ipynb" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end: main(["vet", str(table), "--counts"])
     assert end.value.code == 2 and "nobody has labelled" in capsys.readouterr().err
     add_label(labels_path(table), read_ranking(table)["id"][0], "dusty", "Ann")
@@ -302,6 +304,19 @@ def test_a_gallery_fetches_nothing(gallery):
     pages = r"https://(?:simbad|ned|www\.legacysurvey|skyserver)"
     assert not re.findall(rf'(?:src|href)="(?!data:|#|{pages})[^"]*"', text)
     assert not re.findall(r'src="http|@import|<link', text) and text.count('src="data:image/webp') == 4
+    assert 'decoding="async"' not in text  # headless screenshots would lack pictures
+
+
+def test_a_gallery_explains_its_words(gallery):
+    "Every kind of fact on a card stands in the legend; neighbours without a rank say so."
+    path, cases = gallery
+    head, _, cards = path.read_text().partition("<main>")
+    facts = re.findall(r"<span>(−log p|tail|χ²|second z\?)", cards)
+    assert "<dt>most alike in latent space</dt>" in head and all(f"<dt>{fact}" in head for fact in facts)
+    alike = np.tile([2, 3], (len(cases), 1))  # one without a rank, one at rank 4
+    other = replace(cases, nearest=alike, reference_rank=np.array([1, 2, -1, 4]))
+    page = write_gallery(other, path.with_name("other.html"), progress=False).read_text()
+    assert f">{cases.reference.id[2]} (no rank)</a> <a" in page and ">#4</a></p>" in page
 
 
 @pytest.mark.parametrize("width", [390, 1440])
