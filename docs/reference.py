@@ -27,6 +27,8 @@ ROOMS = {
     "analysis": ("Analysis", "What latents and densities say."),
     "inference": ("Inference", "Posteriors, calibration, reweighting."),
     "figures": ("Figures", "Arrays or `Spectra` in, a figure out."),
+    "ranking": ("Ranking", "Any number of files cut into parts, scored apart and merged into one table."),
+    "vetting": ("Vetting", "What people say of the most unusual: evidence, desk, gallery, labels."),
     "running": ("Running", "Scoring, chapters, reports, the command line."),
 }
 

@@ -49,7 +49,7 @@ from spectral_core.archives.targets import bgs_cuts, mws_cuts
 from spectral_core.archives.templates import read_redrock_templates
 from spectral_core.archives.widths import read_line_widths
 from spectral_core.core import ConfigError, generator
-from spectral_core.distributed import fit_on_gpus
+from spectral_core.training.distributed import fit_on_gpus
 from spectral_core.figures.detection import plot_label_counts, plot_recall, plot_roc
 from spectral_core.figures.latents import plot_latent_distances
 from spectral_core.figures.panels import plot_architecture

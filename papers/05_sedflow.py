@@ -38,7 +38,7 @@ from IPython.display import display
 import spectral_core as sc
 from spectral_core.archives.nsa import clean_photometry, mass_steps, nsa_mass, nsa_photometry, quality_cuts, read_nsa
 from spectral_core.core import ConfigError
-from spectral_core.distributed import fit_on_gpus
+from spectral_core.training.distributed import fit_on_gpus
 from spectral_core.figures.calibration import plot_c2st, plot_coverage, plot_intervals, plot_pp, plot_ranks
 from spectral_core.figures.gain import plot_gain
 from spectral_core.figures.posteriors import plot_corner, plot_masses, plot_photometry, plot_training_set, plot_training_size

@@ -25,6 +25,6 @@ labels = None  # another file for the labels
 mock = None  # are the spectra simulated? None: as the table and the spectra say
 
 # %%
-from spectral_core.vetting import vet
+from spectral_core.vetting.desk import vet
 
 vet(ranked, data, inspector=inspector, n=n, model=model, labels=labels, mock=mock)

@@ -55,7 +55,7 @@ _HOME = {
     "predict": ["chi2", "encode", "latent_covariance", "log_prob", "reconstruct", "rest_spectrum"],
     "pretrained": ["load", "load_model", "read_card", "save_model"],
     "inputs": ["ready_for"],
-    "distributed": ["fit_on_gpus", "fit_store"],
+    "training.distributed": ["fit_on_gpus", "fit_store"],
     "analysis.embedding": ["fit_umap"],
     "analysis.attribution": ["attribute"],
     "analysis.dimension": ["choose_dimension"],
@@ -64,14 +64,15 @@ _HOME = {
     "analysis.templatefit": ["fit_templates"],
     "analysis.outliers": ["TailCalibration", "rank_outliers"],
     "figures.spectra": ["plot_outliers", "plot_spectrum"],
-    "scoring": ["read_ranked", "score", "score_survey"],
-    "vetting": ["vet"],
-    "gallery": ["write_gallery"],
+    "ranking.lookup": ["read_ranked"],
+    "scoring": ["score", "score_survey"],
+    "vetting.gallery": ["write_gallery"],
+    "vetting.desk": ["vet"],
     "chapters": ["run_chapter"],
 }
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
-    submodules=["archives", "models", "simulate", "spectra", "analysis", "inference", "figures"],
+    submodules=["spectra", "archives", "simulate", "models", "training", "analysis", "inference", "figures", "ranking", "vetting"],
     submod_attrs=_HOME,
 )

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import re
 import shutil
 import sys
 import time
 import uuid
 from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from threading import Event, Thread
 from typing import Any
 
 from .core import ConfigError, RunError, nearest, run_lock, sha256_of, write_json
+from .execution import execute
 from spectral_core.provenance import (
     UNFINISHED,
     chapter_manifests,
@@ -33,7 +30,7 @@ from .reporting import write_report
 from .results import STAGING, publish_run, read_results
 
 # %% auto #0
-__all__ = ['KINDS', 'CONTRACT', 'CHOICES', 'BAR', 'TICK', 'list_chapters', 'find_chapter', 'read_parameters', 'check_parameters',
+__all__ = ['KINDS', 'CONTRACT', 'CHOICES', 'list_chapters', 'find_chapter', 'read_parameters', 'check_parameters',
            'result_problems', 'run_chapter']
 
 # %% ../nbs/83_chapters.ipynb #bd19a746
@@ -121,79 +118,6 @@ def check_parameters(declared: dict[str, tuple[type, Any]], given: dict[str, Any
         raise ConfigError("data are given but the source is 'mock'; say whose they are: --source sdss (in Python source='sdss')")
     return values
 
-# %% ../nbs/83_chapters.ipynb #fc56f5e0
-BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} cells [{elapsed}]"  # cells are too unequal to foretell an end
-TICK = 10.0  # seconds
-
-
-def _kernel_class(folder: str) -> type:
-    "A kernel manager that starts `sys.executable` and keeps its connection files in `folder`."
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-
-    class ThisPython(AsyncKernelManager):
-        "A kernel that is this Python."
-
-        kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-                                 language="python", display_name="this Python",
-                                 env={"MPLBACKEND": "module://matplotlib_inline.backend_inline",
-                                      "TQDM_DISABLE": "1"})  # a bar in a page is litter
-
-        def __init__(self, **settings: Any):
-            super().__init__(transport="ipc", connection_file=os.path.join(folder, "kernel.json"), **settings)
-
-    return ThisPython
-
-
-def _engine() -> type:
-    "Papermill's engine, with the heading that is worked at before the bar and a clock that goes on during a long cell."
-    from papermill.engines import NBClientEngine
-
-    class ByHeading(NBClientEngine):
-        "The cells in order, under their headings."
-
-        @classmethod
-        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **settings: Any) -> Any:
-            bar, done = nb_man.pbar, Event()
-
-            def name_heading(cell: Any) -> None:
-                headings = re.findall(r"^##+ (.+)", cell.source, re.M) if cell.cell_type == "markdown" else []
-                if bar is not None and headings: bar.set_description(headings[-1])
-
-            def tick() -> None:
-                while bar is not None and not done.wait(TICK): bar.refresh()
-
-            nb_man.get_cell_description = name_heading
-            clock = Thread(target=tick, daemon=True)
-            clock.start()
-            try:
-                return super().execute_managed_notebook(nb_man, kernel_name, **settings)
-            finally:
-                done.set()
-                clock.join()
-
-    return ByHeading
-
-
-def _execute(notebook: Path, target: Path, parameters: dict, timeout: float | None, progress: bool) -> str:
-    "Execute into `target`; return what went wrong in one line, '' where papermill saw nothing."
-    from papermill import execute_notebook
-    from papermill.engines import papermill_engines
-    from papermill.exceptions import PapermillExecutionError
-
-    papermill_engines.register("by heading", _engine())
-    bar = {"desc": notebook.stem, "bar_format": BAR} if progress else False
-    try:
-        with TemporaryDirectory(prefix="kernel-") as folder:
-            execute_notebook(str(notebook), str(target), parameters=parameters, kernel_name="python3",
-                             language="python", cwd=parameters["out"], progress_bar=bar, engine_name="by heading",
-                             kernel_manager_class=_kernel_class(folder), execution_timeout=timeout)
-    except PapermillExecutionError as error:
-        return f"cell {error.exec_count} raised {error.ename}: {error.evalue}"
-    except Exception as error:  # whatever stops the kernel is a failed run: a dead kernel, a timeout, a full disk
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
-    return ""
-
 # %% ../nbs/83_chapters.ipynb #f56b293c
 def _cell_problems(target: Path) -> list[str]:
     "Code cells of an executed notebook that did not complete."
@@ -274,7 +198,7 @@ def _run(notebook: Path, out: Path, values: dict, fingerprint: str, timeout: flo
     "Execute, judge, and publish or keep the failed notebook."
     started, target = time.time(), out / f".{notebook.stem}.part.ipynb"
     failed = out / f"{notebook.stem}.failed.ipynb"
-    stopped = _execute(notebook, target, values, timeout, progress)
+    stopped = execute(notebook, target, values, folder=out, timeout=timeout, progress=progress)
     problems = [stopped] if stopped else _cell_problems(target) + result_problems(out / STAGING, values, started)
     if problems:
         shutil.rmtree(out / STAGING, ignore_errors=True)

@@ -23,7 +23,7 @@ import numpy as np
 # %% auto #0
 __all__ = ['SpectralError', 'DataError', 'SpectrumError', 'ConfigError', 'RunError', 'ModelFileError', 'Flag', 'nearest',
            'Config', 'seed_from', 'generator', 'atomic_write', 'write_json', 'sha256_of', 'run_lock', 'cache_dir',
-           'assets_dir', 'pick_device']
+           'assets_dir', 'shipped_models', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #49ff19ff
 class SpectralError(Exception):
@@ -221,6 +221,12 @@ def cache_dir() -> Path:
 def assets_dir() -> Path:
     "Folder of the files that travel with the package: weights, noise templates, line lists."
     return Path(__file__).parent / "assets"
+
+
+def shipped_models(ranking: bool = False) -> list[str]:
+    "Names of the models in it; with `ranking` of those that rank spectra: beside an autoencoder that knows redshifts, the density of its latents."
+    about = {path.parent.name: path.read_text(encoding="utf-8") for path in sorted(assets_dir().glob("*/model.json"))}
+    return [name for name, text in about.items() if not ranking or (f"{name}_flow" in about and "RedshiftAutoencoder" in text)]
 
 
 def pick_device(device: str = "auto") -> str:

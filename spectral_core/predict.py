@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batching import out_of_memory
+from .training.batching import out_of_memory
 from .core import DataError, RunError, SpectrumError, pick_device
 from .progress import slow_bar
 from .spectra.conditions import check_told

@@ -16,7 +16,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import nn
 
-from .core import ModelFileError, SpectralError, assets_dir, atomic_write, nearest, sha256_of, write_json
+from .core import ModelFileError, SpectralError, assets_dir, atomic_write, nearest, sha256_of, shipped_models, write_json
 from .models.autoencoder import AutoencoderConfig, RedshiftAutoencoder
 from .models.flows import FlowConfig, MaskedAutoregressiveFlow, SplineFlow
 from .models.gis import GIS, GISConfig
@@ -102,7 +102,7 @@ def load_model(folder: str | Path) -> nn.Module:
 
 def _shipped(name: str) -> Path:
     "Folder of a model of the package, or the error that names those there are."
-    known = sorted(p.parent.name for p in assets_dir().glob("*/model.json"))
+    known = shipped_models()
     if name in known: return assets_dir() / name
     hint = f"did you mean {close!r}? " if (close := nearest(name, known)) else ""
     raise ModelFileError(f"no model {name!r} in this package; {hint}There are: {', '.join(known) or 'none'}")

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from .batching import as_data, batches, fingerprint, out_of_memory, partition, take, tensors, usable_rows
-from .checkpoint import claim, describe_model, load_checkpoint, save_checkpoint, save_weights, source_fingerprints
+from .training.batching import as_data, batches, fingerprint, out_of_memory, partition, take, tensors, usable_rows
+from .training.checkpoint import claim, describe_model, load_checkpoint, save_checkpoint, save_weights, source_fingerprints
 from .core import DataError, RunError, generator, run_lock, seed_from, write_json
-from .processes import join, own_device
-from .schedule import FitConfig, Stage, learning_rate
+from .training.processes import join, own_device
+from .training.schedule import FitConfig, Stage, learning_rate
 
 # %% auto #0
 __all__ = ['CHECKPOINT_SECONDS', 'History', 'fit']

@@ -16,8 +16,9 @@ import torch
 import torch._dynamo  # every optimiser imports it; once here instead of once per child
 from torch import nn
 
-from spectral_core import checkpoint, train
+from spectral_core import train
 from spectral_core.models.flows import FlowConfig, MaskedAutoregressiveFlow
+from spectral_core.training import checkpoint
 
 
 class DropoutNet(nn.Module):

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spectral_core.distributed import fit_on_gpus
 from spectral_core.models.flows import FlowConfig, MaskedAutoregressiveFlow
 from spectral_core.train import History, fit
+from spectral_core.training.distributed import fit_on_gpus
 
 N_EPOCH = 400
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from matplotlib.figure import Figure
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_markdown_cell
+from toy_chapter import FINISH, PARAMETERS, write_toy
+from waiting import wait
 
 from spectral_core.chapters import (
     CONTRACT,
@@ -26,24 +28,6 @@ from spectral_core.chapters import (
 from spectral_core.core import ConfigError, DataError, RunError, run_lock, write_json
 from spectral_core.results import ChapterRun
 
-PARAMETERS = """
-run_id: str = ""
-profile: str = "demo"
-source: str = "mock"
-train: str = "mock"
-data: str = ""
-seed: int = 0
-device: str = "auto"
-out: str = "runs/toy"
-n_rows: int = 10
-scale: float = 1.0
-strict: bool = True
-"""
-START = """
-from spectral_core.results import ChapterRun
-run = ChapterRun("77_toy", out=out, claims={claims!r}, run_id=run_id, profile=profile, source=source, train=train,
-                 data=data, seed=seed, device=device, n_rows=n_rows, scale=scale, strict=strict)
-"""
 WORK = """
 import numpy as np
 run.metric("rows", n_rows)
@@ -64,19 +48,11 @@ import json, os, sys, matplotlib
 seen = [sys.executable, os.getcwd(), matplotlib.get_backend().lower(), os.environ.get("OMP_NUM_THREADS")]
 json.dump(seen, open("seen.json", "w"))
 """
-FINISH = "run.finish();"
 
 
-def toy(folder, *cells, parameters=PARAMETERS, tags=("parameters",), start=START):
+def toy(folder, *cells, **settings):
     "A chapter of the given cells in `folder`."
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "claims.json", [CLAIM])
-    first = new_code_cell(parameters)
-    first.metadata["tags"] = list(tags)
-    sources = [start.format(claims=str(folder / "claims.json")), *cells]
-    notebook = new_notebook(cells=[new_markdown_cell("# Toy"), first, *map(new_code_cell, sources)])
-    nbformat.write(notebook, folder / "77_toy.ipynb")
-    return folder / "77_toy.ipynb"
+    return write_toy(folder, "77_toy", CLAIM, *cells, **settings)
 
 
 def run(notebook, out, **settings):
@@ -117,7 +93,7 @@ def test_the_kernel_is_this_python_in_out_with_inline_figures(good):
 
 def test_the_bar_names_the_heading_and_foretells_nothing(tmp_path, capsys, monkeypatch):
     "While a long cell works the heading above it stands before the bar, and the clock goes on."
-    monkeypatch.setattr("spectral_core.chapters.TICK", 0.1)
+    monkeypatch.setattr("spectral_core.execution.TICK", 0.1)
     notebook = toy(tmp_path, WORK, "import time; time.sleep(1.5)", FINISH)
     cells = nbformat.read(notebook, 4)
     cells["cells"].insert(-2, new_markdown_cell("## The long part\n\nIt takes a second."))
@@ -358,18 +334,29 @@ def test_a_killed_runner_takes_its_kernel_along_and_can_start_again(tmp_path):
     notebook, out = toy(tmp_path, WORK, note, FINISH), tmp_path / "out"
     command = [sys.executable, "-m", "spectral_core", "run", str(notebook), "--out", str(out), "--profile", "smoke"]
     runner = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    _wait(lambda: (out / "pid").is_file() and (out / "pid").read_text())
+    wait(lambda: (out / "pid").is_file() and (out / "pid").read_text())
     kernel = int((out / "pid").read_text())
     runner.send_signal(signal.SIGKILL)
     runner.wait()
     assert "results.json" not in names(out)
-    _wait(lambda: not Path(f"/proc/{kernel}").exists() or b"\0" not in Path(f"/proc/{kernel}/cmdline").read_bytes())
+    wait(lambda: not Path(f"/proc/{kernel}").exists() or b"\0" not in Path(f"/proc/{kernel}/cmdline").read_bytes())
     assert run(notebook, out)["metrics"]["rows"] == 10
     assert names(out) == ["77_executed.ipynb", "pid", "report.html", "results.json", "run.lock"]
 
 
-def _wait(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
+def test_ctrl_c_stops_everything_in_one_line_and_the_same_command_goes_on(tmp_path):
+    "As a shell sends it, to the runner alone, and as `timeout` does, twice."
+    note = "import os, time\nfirst = not os.path.exists('pid')\nopen('pid', 'w').write(str(os.getpid()))\n" \
+           "time.sleep(60 if first else 0)"
+    for times in (1, 2):
+        folder = tmp_path / str(times)
+        notebook, out = toy(folder, WORK, note, FINISH), folder / "out"
+        command = [sys.executable, "-m", "spectral_core", "run", str(notebook), "--out", str(out), "--profile", "smoke"]
+        runner = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        wait(lambda: (out / "pid").is_file() and (out / "pid").read_text())  # noqa: B023
+        for _ in range(times): runner.send_signal(signal.SIGINT)
+        said = runner.communicate(timeout=60)[1]
+        assert runner.returncode == 130 and said.endswith("\nstopped; the same command goes on from here\n")
+        assert "Traceback" not in said and "rror" not in said
+        assert not Path(f"/proc/{(out / 'pid').read_text()}").exists() and "results.json" not in names(out)
+        assert run(notebook, out)["metrics"]["rows"] == 10

@@ -167,11 +167,11 @@ def test_a_tab_offers_what_there_is_without_torch(line, offered):
 
 def test_what_is_offered_as_a_model_can_be_scored_with():
     "The names come from file names alone; here each is loaded and ranks a spectrum."
-    from spectral_core.cli import _rankers
+    from spectral_core.core import shipped_models
     from spectral_core.spectra.container import Spectra
 
-    for name in _rankers(""):
-        models = scoring._models(name)
+    for name in shipped_models(ranking=True):
+        models = scoring.open_models(name)
         survey = models.autoencoder.survey
         spectra = Spectra(*[[[1.0] * survey.grid.n]] * 2, [0.1], survey)
         assert len(scoring._rank(models, spectra, "cpu")[0]) == 1

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 from launch_target import main as launched
+from waiting import wait
 
-from spectral_core.checkpoint import load_weights
 from spectral_core.cli import main
 from spectral_core.core import ConfigError, RunError, run_lock
-from spectral_core.distributed import fit_on_gpus, fit_store, read_settings
 from spectral_core.models.autoencoder import COMPACT, RedshiftAutoencoder
 from spectral_core.pretrained import load_model, save_model
-from spectral_core.schedule import FitConfig, Stage
 from spectral_core.spectra.container import Spectra
 from spectral_core.spectra.store import write_store
 from spectral_core.train import fit
+from spectral_core.training.checkpoint import load_weights
+from spectral_core.training.distributed import fit_on_gpus, fit_store, read_settings
+from spectral_core.training.schedule import FitConfig, Stage
 
 HERE = Path(__file__).parent
 SMALL = {"batch_size": 12, "lr": 1e-3, "device": "cpu", "progress": False}
@@ -96,13 +97,6 @@ def running(run):
         with run_lock(run): return False
     except RunError:
         return True
-
-
-def wait(condition, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.2)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ sys.path.insert(0, str(DOCS))
 import build  # noqa: E402
 import reference  # noqa: E402
 
-SAMPLE = "10_spectra.wavelength|11_spectra.surveys|38_models.similarity|81_scoring|01_redshift_invariance"
+SAMPLE = "10_spectra.wavelength|11_spectra.surveys|38_models.similarity|82_scoring|01_redshift_invariance"
 
 
 def make(folder: Path, notebooks: str) -> Path:

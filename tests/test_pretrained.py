@@ -263,8 +263,8 @@ def test_a_filler_that_is_none_is_refused(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_fault_30_a_model_trained_on_a_gpu_is_the_same_on_the_cpu(tmp_path):
-    from spectral_core.checkpoint import load_checkpoint
     from spectral_core.train import fit
+    from spectral_core.training.checkpoint import load_checkpoint
 
     flow = MODELS["maf"]()
     fit(flow, X, X, n_epoch=2, run=tmp_path / "run", device="cuda", progress=False)

@@ -13,7 +13,7 @@ from spectral_core.archives.sdss import read_sdss, write_sdss
 from spectral_core.core import ConfigError, DataError, Flag, assets_dir
 from spectral_core.models.autoencoder import RedshiftAutoencoder
 from spectral_core.models.flows import MaskedAutoregressiveFlow
-from spectral_core.parts import passed_over
+from spectral_core.ranking.parts import passed_over
 from spectral_core.scoring import score
 from spectral_core.simulate.mock import mock_survey
 from spectral_core.spectra.preprocessing import preprocess

@@ -15,18 +15,18 @@ import pytest
 import torch
 from astropy.table import Table, vstack
 
-from spectral_core import merging
 from spectral_core.analysis.outliers import rank_outliers
 from spectral_core.archives.desi import write_desi
 from spectral_core.archives.sdss import read_sdss, write_sdss
-from spectral_core.core import ConfigError, DataError, Flag, RunError, generator, run_lock
-from spectral_core.evidence import find_spectra, recorded_inputs
+from spectral_core.core import ConfigError, DataError, Flag, ModelFileError, RunError, generator, run_lock
 from spectral_core.models.autoencoder import RedshiftAutoencoder
 from spectral_core.models.flows import MaskedAutoregressiveFlow
-from spectral_core.parts import cut, find_sources, fingerprint, my_share, read_part
 from spectral_core.predict import encode
 from spectral_core.pretrained import save_model
-from spectral_core.scoring import read_ranked, score, score_survey
+from spectral_core.ranking import merging
+from spectral_core.ranking.lookup import find_spectra, read_ranked, recorded_inputs
+from spectral_core.ranking.parts import cut, find_sources, fingerprint, my_share, read_part
+from spectral_core.scoring import score, score_survey
 from spectral_core.simulate.mock import mock_blocks, mock_survey
 from spectral_core.spectra.preprocessing import preprocess
 from spectral_core.spectra.store import open_store, write_store
@@ -180,7 +180,7 @@ def test_bad_requests(files, own, tmp_path):
     for shard in ("0/4", "5/4", "2", "a/b", "1/0"):
         with pytest.raises(ConfigError, match="K/N"): score_survey(files, tmp_path / "a.fits", own, shard=shard, progress=False)
     with pytest.raises(ConfigError, match="written as"): score_survey(files, tmp_path / "a.doc", own)
-    with pytest.raises(ConfigError, match="pae is a DenseAutoencoder, which does not read"): score(files, "pae", progress=False)
+    with pytest.raises(ModelFileError, match="no model 'pae' that ranks spectra; there are desi"): score(files, "pae")
     with pytest.raises(DataError, match="no such file"):
         score_survey([files, tmp_path / "nowhere"], tmp_path / "a.fits", own, progress=False)
     with pytest.raises(DataError, match="none of the 1 files holds a spectrum; .*HTML"):
@@ -308,8 +308,8 @@ def test_ranked_rows_are_read_back_in_order_from_wherever_they_are(files, mock, 
     inside = rows[np.isin(rows["id"], mock.id)]
     expected = mock[[mock.id.tolist().index(i) for i in inside["id"].tolist()]]
     np.testing.assert_array_equal(read_ranked(inside, tmp_path / "store").flux, expected.flux)
-    with pytest.raises(DataError, match="1 of 1 spectra are not"): read_ranked(Table({"id": [5]}), files)
-    with pytest.raises(ConfigError, match="give data="): read_ranked(Table({"id": [5]}))
+    with pytest.raises(DataError, match="none of the 1 spectra is in these"): read_ranked(Table({"id": [5]}), files)
+    with pytest.raises(ConfigError, match="data="): read_ranked(Table({"id": [5]}))
     table.meta.clear()
     with pytest.raises(DataError, match="are not in"): read_ranked(vstack([rows, table[-1:]]), files)
 

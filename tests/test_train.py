@@ -20,14 +20,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from spectral_core import train as train_module
-from spectral_core.batching import batches, fingerprint, partition, usable_rows
-from spectral_core.checkpoint import load_checkpoint, save_checkpoint, source_fingerprints
 from spectral_core.core import ConfigError, DataError, ModelFileError, RunError, run_lock
 from spectral_core.models.flows import FlowConfig, MaskedAutoregressiveFlow
-from spectral_core.schedule import FitConfig, Stage, learning_rate
 from spectral_core.spectra.container import Spectra
 from spectral_core.spectra.surveys import SDSS
 from spectral_core.train import fit
+from spectral_core.training.batching import batches, fingerprint, partition, usable_rows
+from spectral_core.training.checkpoint import load_checkpoint, save_checkpoint, source_fingerprints
+from spectral_core.training.schedule import FitConfig, Stage, learning_rate
 
 HERE = Path(__file__).parent
 QUIET = {"progress": False, "device": "cpu"}
@@ -417,7 +417,7 @@ def test_code_of_an_autoencoder_covers_everything_it_imports_from_us():
     from spectral_core.models.autoencoder import AutoencoderConfig, RedshiftAutoencoder
 
     code = source_fingerprints(RedshiftAutoencoder("sdss", 2, AutoencoderConfig(hidden=(4,))), "spectral_core.train")
-    wanted = ("train", "checkpoint", "core", "models.similarity", "models.networks", "spectra.wavelength")
+    wanted = ("train", "training.checkpoint", "core", "models.similarity", "models.networks", "spectra.wavelength")
     assert {f"spectral_core.{name}" for name in wanted} <= code.keys()
 
 

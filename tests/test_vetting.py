@@ -19,10 +19,15 @@ import spectral_core as sc
 from spectral_core.analysis.blends import Templates
 from spectral_core.cli import main
 from spectral_core.core import ConfigError, DataError, RunError
-from spectral_core.evidence import _nearest, _second, describe, find_spectra, gather, read_ranking, sky_links
 from spectral_core.figures.vetting import smooth
-from spectral_core.gallery import write_gallery
-from spectral_core.inspection import (
+from spectral_core.ranking.lookup import find_spectra, read_ranking
+from spectral_core.spectra.container import Spectra
+from spectral_core.spectra.surveys import get_survey
+from spectral_core.tables import read_table, write_table
+from spectral_core.vetting.desk import Desk, DeskView, vet, write_desk
+from spectral_core.vetting.evidence import _nearest, _second, describe, gather, sky_links
+from spectral_core.vetting.gallery import write_gallery
+from spectral_core.vetting.labels import (
     CLASSES,
     add_label,
     current_labels,
@@ -33,10 +38,6 @@ from spectral_core.inspection import (
     read_labels,
     read_published,
 )
-from spectral_core.spectra.container import Spectra
-from spectral_core.spectra.surveys import get_survey
-from spectral_core.tables import read_table, write_table
-from spectral_core.vetting import Desk, DeskView, vet, write_desk
 
 rng = np.random.default_rng(0)
 PYTHON = [sys.executable, "-c"]
@@ -66,7 +67,7 @@ def test_what_was_confirmed_survives_kill_9(tmp_path):
     path = tmp_path / "r.labels.csv"
     code = """
 import sys
-from spectral_core.inspection import add_label
+from spectral_core.vetting.labels import add_label
 for i in range(10**6):
     add_label(sys.argv[1], i, "star", "Ann")
     print(i, flush=True)
@@ -85,7 +86,7 @@ def test_two_inspectors_at_once_lose_nothing(tmp_path):
     path = tmp_path / "r.labels.csv"
     code = """
 import sys
-from spectral_core.inspection import add_label
+from spectral_core.vetting.labels import add_label
 for i in range(60): add_label(sys.argv[1], i, "star", sys.argv[2], comment="x" * 300)
 """
     writers = [subprocess.Popen([*PYTHON, code, str(path), who]) for who in ("Ann", "Bo")]
@@ -99,7 +100,7 @@ def test_one_inspector_has_one_desk(tmp_path):
     path = tmp_path / "r.labels.csv"
     code = """
 import sys
-from spectral_core.inspection import hold_desk
+from spectral_core.vetting.labels import hold_desk
 for who in sys.argv[2:]: hold_desk(sys.argv[1], who)
 """
     with desk(path, "Ann"):

@@ -6,35 +6,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from toy_chapter import FINISH, write_toy
+from waiting import wait
 
 from spectral_core.chapters import run_chapter
-from spectral_core.core import write_json
 from spectral_core.results import read_results
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).parent.parent
 SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
-PARAMETERS = """
-run_id: str = ""
-profile: str = "demo"
-source: str = "mock"
-train: str = "mock"
-data: str = ""
-seed: int = 0
-device: str = "auto"
-out: str = "runs/toy"
-"""
-START = """
-from spectral_core.results import ChapterRun
-run = ChapterRun({name!r}, out=out, claims={claims!r}, run_id=run_id, profile=profile, source=source, train=train,
-                 data=data, seed=seed, device=device)
-"""
 # A training that takes its time where a file `slow` lies beside the runs, and says where it went on from.
 TRAIN = """
 import time
@@ -58,18 +41,13 @@ history = fit(net, x, x, n_epoch=4, batch_size=32, seed=seed, run="models", devi
 run.metric("weights", [float(p.double().sum()) for p in net.parameters()])
 Path("resumed").write_text(str(found))
 """
-CLAIM = "run.metric('seed', seed)\nrun.claim('seed', seed + 1)"
+CLAIM = {"id": "seed", "what": "seed", "paper": 1.0, "where": "§1", "tolerance": {"relative": 0.1}}
+JUDGE = "run.metric('seed', seed)\nrun.claim('seed', seed + 1)"
 
 
 def toy(folder, name, *cells):
     "A chapter of a few seconds."
-    folder.mkdir(parents=True, exist_ok=True)
-    claims = folder / f"{name[:2]}_claims.json"
-    write_json(claims, [{"id": "seed", "what": "seed", "paper": 1.0, "where": "§1", "tolerance": {"relative": 0.1}}])
-    first = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-    sources = [START.format(name=name, claims=str(claims)), CLAIM, *cells, "run.finish();"]
-    nbformat.write(new_notebook(cells=[first, *map(new_code_cell, sources)]), folder / f"{name}.ipynb")
-    return folder / f"{name}.ipynb"
+    return write_toy(folder, name, CLAIM, JUDGE, *cells, FINISH)
 
 
 def command(folder, *config, profile="local", file="Snakefile"):
@@ -81,13 +59,6 @@ def snakemake(folder, *config, **settings):
     done = subprocess.run(command(folder, *config, **settings), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-def wait(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 def kill_all(process):
