@@ -695,7 +695,7 @@ if source == "sdss":
     for row in np.flatnonzero(np.isin(name_of, SUSPICIOUS)):
         mean = np.mean(scores[:, row]) if real.good[row] else np.inf
         chi2_rank = float((np.asarray(chi2["chi2_valid"])[ordinary] < np.asarray(chi2["chi2_valid"])[row]).mean()) if real.good[row] else 1.0
-        place[name_of[row]] = {"density_rank": float((among < mean).mean()), "chi2_rank": chi2_rank, "flag": sc.Flag.reasons(int(real.flag[row]))}
+        place[name_of[row]] = {"density_rank": float((among < mean).mean()), "chi2_rank": chi2_rank, "flag": sc.Flag.reasons(real.flag[row], words=True)}
     run.metric("suspicious", place)
     print(*place.items(), sep="\n")
 

@@ -500,7 +500,7 @@ def percentiles(objects, n_twin, seed):
 if source == "desi":
     verdict["real"] = hstack([judge(real), percentiles(real, size["n_twin"], seed + 5000)])
     fate = Table({name: real.table[name] for name in ("file", "targetid", "spectype", "z_from")})
-    fate["z"], fate["sn"], fate["fate"] = real.z, real.sn, [sc.Flag.reasons(int(f)) or "scored" for f in real.flag]
+    fate["z"], fate["sn"], fate["fate"] = real.z, real.sn, [sc.Flag.reasons(f, words=True) or "scored" for f in real.flag]
     fate = hstack([fate, verdict["real"]])
     index = Path(data or sc.fetch("desi_spectra")[0].parent) / "objects.csv"  # what other catalogues say
     listed = Table.read(index) if index.is_file() else {"targetid": [], "spectype": []}

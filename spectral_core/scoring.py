@@ -26,7 +26,7 @@ from .models.flows import Flow
 from .predict import encode_with_chi2, log_prob, reconstruct
 from .pretrained import load, load_model
 from .ranking.lookup import read_ranked
-from .ranking.merging import COLUMNS, Merged, describe, in_words, part_meta, save_part, unread_rows
+from .ranking.merging import COLUMNS, Merged, describe, part_meta, save_part, unread_rows
 from .ranking.parts import PART_SIZE, Part, changed, check_stamp, count_sources, cut, find_sources, fingerprint, my_share, read_part
 from .results import table_format, write_table
 from .spectra.container import Spectra, concatenate
@@ -97,7 +97,6 @@ def _rank(models: Models, spectra: Spectra, device: str) -> tuple[Table, np.ndar
     density = log_prob(models.flow, latents, device=device)
     tail = None if models.calibration is None else models.calibration.probability(spectra, density)
     ranked = rank_outliers(spectra, log_prob=density, chi2=quality, tail=tail)
-    ranked["reason"] = in_words(ranked)
     for name in ("file", "file_row"):
         if name in spectra.table.colnames: ranked[name] = spectra.table[name][ranked["row"]]
     return ranked, latents

@@ -77,7 +77,7 @@ def test_objects_that_a_flag_stopped_stay_with_the_reason(tables):
     catalogue = describe_catalogue(ranking, verdict, facts)
     stopped = catalogue["rank"] < 0
     assert stopped.sum() == 2 and set(catalogue["targetid"][stopped]) == set(data.id[~data.good])
-    assert all(Flag.reasons(int(row["flag"])) in row["reason"] and row["reason"] for row in catalogue[stopped])
+    assert all(Flag.reasons(row["flag"], words=True) in row["reason"] and row["reason"] for row in catalogue[stopped])
     assert sorted(catalogue["rank"][~stopped]) == list(range(1, 8))
 
 

@@ -44,7 +44,7 @@ COLUMNS = {  # name: unit, description
     "sn": ("", "median signal-to-noise ratio per pixel"),
     "rank": ("", "place in the ranking of outliers: 1 is the most unusual, -1 is not ranked"),
     "flag": ("", "bits of spectral_core.core.Flag"),
-    "reason": ("", "names of the flags, and why the object is not ranked"),
+    "reason": ("", "why the object is not ranked, and its flags in words"),
     "kind": ("", "verdict of both models: galaxy, star, neither or flagged"),
     "log_ratio": ("", "natural log of the evidence for a star over that for a galaxy"),
     "tail_ratio": ("", "share of ordinary galaxies, observed alike, that look more like a star"),

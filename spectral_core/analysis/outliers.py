@@ -51,9 +51,9 @@ def _column(values: np.ndarray | None, n: int, name: str) -> np.ndarray:
 
 
 def _reasons(flag: np.ndarray, place: np.ndarray, notes: tuple[str, ...]) -> np.ndarray:
-    "Why each row stands where it stands: names of its flags and the note of its list."
+    "Why each row stands where it stands: its flags in words and the note of its list."
     codes, back = np.unique(np.stack([flag, place]), axis=1, return_inverse=True)
-    texts = ["; ".join(filter(None, (notes[p], Flag.reasons(f)))) for f, p in codes.T.tolist()]
+    texts = ["; ".join(filter(None, (notes[p], Flag.reasons(f, words=True)))) for f, p in codes.T.tolist()]
     return np.array(texts, dtype=str)[back.ravel()] if texts else np.array([], dtype=str)
 
 # %% ../../nbs/60_analysis.outliers.ipynb #de83149b

@@ -79,7 +79,7 @@ def posterior_catalogue(
 ) -> Table:
     "Medians and 16-84 % of PROPERTIES from `n` weighted draws per galaxy, with trust and fit; unusable rows are flagged and NaN."
     good = np.flatnonzero(photometry.good)
-    if not len(good): raise DataError(f"none of {len(photometry.z)} galaxies can be used: {Flag.reasons(int(np.bitwise_or.reduce(photometry.flag)))}")
+    if not len(good): raise DataError(f"none of {len(photometry.z)} galaxies can be used: {Flag.reasons(np.bitwise_or.reduce(photometry.flag), words=True)}")
     parts = []
     for rows in tqdm([good[i : i + chunk] for i in range(0, len(good), chunk)], "posteriors", disable=not progress):
         seen = [torch.as_tensor(np.asarray(part[rows])) for part in photometry[:4]]
@@ -89,7 +89,7 @@ def posterior_catalogue(
         table[name] = np.full(len(photometry.z), np.nan)
         table[name][good] = np.concatenate([part[name] for part in parts])
     table["n_band"], table["flag"] = (photometry.state == 0).sum(1), photometry.flag
-    table["reason"] = [Flag.reasons(int(flag)) for flag in photometry.flag]
+    table["reason"] = [Flag.reasons(flag, words=True) for flag in photometry.flag]
     return _described(table, n)
 
 # %% ../../nbs/74_inference.catalogue.ipynb #4ba35db1
@@ -106,7 +106,7 @@ def posterior(
 ) -> Table:
     "Draws of PROPERTIES (n rows) of one galaxy, with `weight` and `log_likelihood` where a `model` is given; DataError says what is wrong with the input."
     seen = clean_photometry(mags, sigma, [z])
-    if not seen.good[0]: raise DataError(f"this galaxy has no posterior: {Flag.reasons(int(seen.flag[0]))}; magnitudes {list(mags)}, errors {list(sigma)}, z {z}")
+    if not seen.good[0]: raise DataError(f"this galaxy has no posterior: {Flag.reasons(seen.flag[0], words=True)}; magnitudes {list(mags)}, errors {list(sigma)}, z {z}")
     network = load_posterior(network) if isinstance(network, str) else network
     told = [torch.as_tensor(part) for part in seen[:4]]
     if model is None:

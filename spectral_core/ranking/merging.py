@@ -25,8 +25,8 @@ from ..core import Flag, RunError, atomic_write
 from ..results import _in_fits, _plain, table_format
 
 # %% auto #0
-__all__ = ['PLACES', 'COLUMNS', 'SLICE', 'describe', 'in_words', 'unread_rows', 'save_part', 'part_meta', 'load_part',
-           'order_rows', 'write_slices', 'Merged']
+__all__ = ['PLACES', 'COLUMNS', 'SLICE', 'describe', 'unread_rows', 'save_part', 'part_meta', 'load_part', 'order_rows',
+           'write_slices', 'Merged']
 
 # %% ../../nbs/80_ranking.merging.ipynb #46588f7a
 PLACES = (*LISTS, "not read")
@@ -58,12 +58,6 @@ def describe(table: Table) -> Table:
     for name in table.colnames:
         if name in COLUMNS: table[name].info.description = COLUMNS[name][2]
     return table
-
-
-def in_words(ranked: Table) -> np.ndarray:
-    "The reasons (n,) with their flags in words."
-    pairs = zip(ranked["reason"].tolist(), ranked["flag"].tolist(), strict=True)
-    return np.array([text.removesuffix(Flag.reasons(flag)) + Flag.reasons(flag, words=True) for text, flag in pairs], dtype=str)
 
 
 def unread_rows(unread: Sequence[tuple[str, str]], names: Sequence[str]) -> Table:

@@ -122,7 +122,7 @@ class Cases:
         if said: out.append("catalogue: " + " · ".join(said))
         second = self.second[i]
         if second is not None and second.clear: out.append(f"second z? {second.z:.4f} (Δχ² {second.delta_chi2:.0f}, elsewhere {second.runner_up:.0f})")
-        if "reason" in self.ranked.colnames and str(row["reason"]): out.append(str(row["reason"]).replace("_", " ").lower())
+        if "reason" in self.ranked.colnames and str(row["reason"]): out.append(str(row["reason"]))
         return out
 
     def position(self, i: int) -> tuple[float, float]:
