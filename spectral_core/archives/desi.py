@@ -51,7 +51,7 @@ def _fibres(coadd: Coadd) -> Table:
     table["simulated"] = np.asarray(fibermap["simulated"]).astype(bool) if "simulated" in fibermap.colnames else np.zeros(n, bool)
     return table
 
-
+# %% ../../nbs/20_archives.desi.ipynb #6a94d7f2
 def arms_missing(mask: np.ndarray, survey: Survey = DESI) -> np.ndarray:
     "Which arms gave no good pixel to each spectrum, from masks (n, m) on DESI's grid: '' for none, 'z', 'br', …"
     wave, out = survey.grid.wave, np.full(len(mask), "", dtype="U3")
@@ -176,7 +176,7 @@ def _whole_table(parts: Sequence[_Part], catalogues: Sequence[Redrock]) -> Table
         tables.append(table)
     return vstack(tables, metadata_conflicts="silent")
 
-
+# %% ../../nbs/20_archives.desi.ipynb #2f96a7bc
 def _notes(table: Table, catalogues: Sequence[Redrock]) -> list[str]:
     "What a user should know before believing the table."
     notes = [f"{c.name}: its {len(c.table)} redshifts belong to no coadd here" for c in catalogues
@@ -187,7 +187,7 @@ def _notes(table: Table, catalogues: Sequence[Redrock]) -> list[str]:
         notes.append(f"{count} spectra come without {reason}")
     return notes
 
-
+# %% ../../nbs/20_archives.desi.ipynb #84f472f3
 def _identify(table: Table, dedupe: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
     "Rows to keep, their ids and object ids, and the repeated TARGETIDs; fibres on no target get a number of their own if they share one."
     id = np.array(table["targetid"], dtype="i8")
@@ -215,7 +215,7 @@ def _assemble(parts: Sequence[_Part], catalogues: Sequence[Redrock], skipped: li
     names = {"id": id[keep], "object_id": object_id[keep]}
     return Spectra(flux, ivar, np.asarray(table["z"], "f8"), DESI, mask=mask, flag=flag, table=table, **names)
 
-# %% ../../nbs/20_archives.desi.ipynb #2f96a7bc
+# %% ../../nbs/20_archives.desi.ipynb #2881470e
 _SURVEYS = ("sv1", "sv2", "sv3", "main", "cmx", "special")
 _UNPREFIXED = ("desi_target", "bgs_target", "mws_target", "scnd_target")
 
@@ -234,7 +234,7 @@ def _arm_units(flux: np.ndarray, ivar: np.ndarray, mask: np.ndarray, resolution:
         units[1 - len(arrays)].header["BUNIT"] = "10**-17 erg/(s cm2 Angstrom)"
     return units
 
-
+# %% ../../nbs/20_archives.desi.ipynb #941c6976
 def _fibermap_unit(spectra: Spectra) -> fits.BinTableHDU:
     "FIBERMAP: identity, position, fibre status, target bits and photometry, as far as the table has them."
     table = spectra.table
@@ -258,7 +258,7 @@ def _redshifts_unit(spectra: Spectra) -> fits.BinTableHDU:
     columns |= {name: np.asarray(spectra.table[name]) for name in REDROCK_COLUMNS if name in spectra.table.colnames and name != "z"}
     return fits.BinTableHDU(Table({name.upper(): value for name, value in columns.items()}), name="REDSHIFTS")
 
-# %% ../../nbs/20_archives.desi.ipynb #84f472f3
+# %% ../../nbs/20_archives.desi.ipynb #ccfd299c
 def _write_pair(spectra: Spectra, folder: Path, facts: Mapping[str, Any], resolution: bool) -> list[Path]:
     "One coadd and its redrock file; the latter only where a redshift was ever looked for."
     name = "-".join(str(v) for v in (facts["SURVEY"] or "none", facts["PROGRAM"] or "none", max(facts["HPXPIXEL"], facts["TILEID"], 0)))
@@ -287,7 +287,7 @@ def write_desi(
     survey: str = "sv3",  # of rows whose table does not say
     program: str = "bright",
     healpix: int = 0,
-    resolution: bool = True,  # a Gaussian one; it is nine tenths of the 0.5 MB a spectrum takes
+    resolution: bool = True,  # a Gaussian one; it is four fifths of the 0.45 MB a spectrum takes
 ) -> list[Path]:
     """Write `coadd-SURVEY-PROGRAM-PIXEL.fits` and its redrock file for each survey, program and pixel (or tile) in the table.
 
