@@ -59,7 +59,7 @@ def describe(table: Table) -> Table:
         if name in COLUMNS: table[name].info.description = COLUMNS[name][2]
     return table
 
-
+# %% ../../nbs/80_ranking.merging.ipynb #76a349d2
 def unread_rows(unread: Sequence[tuple[str, str]], names: Sequence[str]) -> Table:
     "One row per (file, reason) of what was not read, with the columns `names`: NaN, −1 or False where there is nothing to say."
     empty = {"f": np.nan, "i": -1, "b": False, "U": ""}
@@ -85,7 +85,7 @@ def _archive(path: Path) -> Iterator[Any]:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{path} is damaged ({error}); remove it and score again") from error
 
-
+# %% ../../nbs/80_ranking.merging.ipynb #dacf282f
 def part_meta(path: Path) -> dict[str, Any]:
     "How a part came to be."
     with _archive(path) as arrays: return json.loads(str(arrays["meta"]))
@@ -109,7 +109,7 @@ def _keys(paths: Sequence[Path], progress: bool) -> dict[str, np.ndarray]:
         keys["place"].append(np.array([places[name] for name in part["list"].tolist()], "i1"))
     return {name: np.concatenate(values) for name, values in keys.items()}
 
-
+# %% ../../nbs/80_ranking.merging.ipynb #de732589
 def order_rows(id: np.ndarray, score: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The place of each row (n,) in the ranked table, and the row that it repeats (n,), −1 for none.
 
@@ -136,7 +136,7 @@ def _write_parquet(head: Table, slices: Iterable[Table], n: int, path: Path) -> 
     with parquet.ParquetWriter(path, schema) as writer:
         for table in slices: writer.write_table(pa.table([np.asarray(table[name]) for name in schema.names], schema=schema))
 
-
+# %% ../../nbs/80_ranking.merging.ipynb #b64e6ccb
 def _write_text(head: Table, slices: Iterable[Table], n: int, path: Path, kind: str) -> None:
     "The header, then the lines of each slice."
     def lines(table: Table) -> str:
@@ -152,7 +152,7 @@ def _write_text(head: Table, slices: Iterable[Table], n: int, path: Path, kind: 
             comments = sum(line.startswith("#") for line in text.splitlines())
             file.write("".join(text.splitlines(keepends=True)[comments + 1 :]))
 
-
+# %% ../../nbs/80_ranking.merging.ipynb #f4f26ee0
 def _write_fits(head: Table, slices: Iterable[Table], n: int, path: Path) -> None:
     "A header for n rows, then their bytes, padded to whole blocks."
     widths = {name: head[name].dtype.itemsize // 4 for name in head.colnames if head[name].dtype.kind == "U"}
@@ -172,7 +172,7 @@ def _write_fits(head: Table, slices: Iterable[Table], n: int, path: Path) -> Non
             file.write(raw.getvalue()[-(size + -size % 2880) :][:size])
         file.write(b"\0" * (-header["NAXIS1"] * n % 2880))
 
-
+# %% ../../nbs/80_ranking.merging.ipynb #6ee0b8b1
 def write_slices(head: Table, slices: Iterable[Table], n: int, path: str | Path) -> Path:
     """Write a table of n rows that comes in slices, in one piece and in the format its suffix names; returns the path.
 
@@ -210,7 +210,7 @@ class _Texts:
         "The dtype that holds the longest, also in ASCII."
         return f"U{max((max(len(t), len(_plain(t))) for t in self.texts), default=1) or 1}"
 
-
+# %% ../../nbs/80_ranking.merging.ipynb #d325207f
 def _reserve(path: Path, size: int) -> None:
     "A file of `size` bytes whose blocks are taken now: a mapped file on a disk that fills up would end the process."
     try:
