@@ -59,7 +59,7 @@ def _look(path: Path) -> tuple[str, int]:
     redshifts = any({"targetid", "z", "zwarn", "spectype"} <= _columns(h) for h in hdus if h.get("TFIELDS"))
     return ("redshifts", 0) if redshifts else ("spectrum", 1)
 
-
+# %% ../../nbs/80_ranking.parts.ipynb #7aade4d0
 def _is_fits(name: str) -> bool:
     "Is this the name of a FITS file?"
     return name.lower().removesuffix(".gz").endswith((".fits", ".fit"))
@@ -85,7 +85,7 @@ def _redshifts_of(path: Path, catalogues: Sequence[Path]) -> tuple[Path, ...]:
     beside = [p for p in map(path.with_name, names) if p.exists()]
     return tuple(beside or [c for c in catalogues if stem(c.name) == stem(path.name)] or catalogues)
 
-
+# %% ../../nbs/80_ranking.parts.ipynb #ce15fff8
 def find_sources(files: str | Path | Sequence[str | Path], progress: bool = False) -> list[Source]:
     "The files and stores with spectra among `files` (files, stores, folders of both); DataError where there is none."
     listed = _listed([Path(f) for f in ([files] if isinstance(files, str | Path) else files)])
@@ -137,7 +137,7 @@ def cut(sources: Sequence[Source], size: int = PART_SIZE) -> list[Part]:
         else: parts.append(Part((source,)))
     return parts
 
-
+# %% ../../nbs/80_ranking.parts.ipynb #bb197098
 def count_sources(parts: Sequence[Part]) -> int:
     "How many files and stores the parts come from."
     return len({source.name for part in parts for source in part.sources})
@@ -165,7 +165,7 @@ def check_stamp(path: Path, found: dict[str, Any], stamp: dict[str, str], n: int
     if other == ["input"]: raise changed(path, found.get("files"), n)
     if other: raise RunError(f"{path} was scored with another {' and '.join(other)}: another --out, or remove {path.parent}")
 
-
+# %% ../../nbs/80_ranking.parts.ipynb #aaf4b880
 def my_share(n: int, shard: str | None) -> tuple[int, int, range]:
     "(k, of, indices of n parts) of shard 'K/N': those with index ≡ K − 1 modulo N; all of them for None."
     if shard is None: return 1, 1, range(n)
@@ -188,7 +188,7 @@ def _brief(path: Path, error: SpectralError | str) -> str:
     "What is wrong with a file, without its path and without what it might have held."
     return str(error).removeprefix(f"{path}: ").partition("; wanted ")[0]
 
-
+# %% ../../nbs/80_ranking.parts.ipynb #94fe9f6c
 def _read_files(sources: Sequence[Source], survey: Survey, progress: bool) -> tuple[Spectra | None, list[tuple[str, str]]]:
     "Files of one spectrum each, and (name, reason) of those that cannot be read or repeat another."
     try:
@@ -208,7 +208,7 @@ def _read_files(sources: Sequence[Source], survey: Survey, progress: bool) -> tu
     skipped = [(name, _brief(path_of[name], reason)) for name, reason in meta["skipped"]]
     return _placed(spectra, survey, None, 0), [*skipped, *repeated, *again]
 
-
+# %% ../../nbs/80_ranking.parts.ipynb #ed7b5cbb
 def read_part(part: Part, survey: str | Survey, progress: bool = False) -> Iterator[tuple[Spectra | None, list[tuple[str, str]]]]:
     "The spectra of a part on a survey's grid, source by source, each with (name, reason) of what could not be read."
     survey, first = get_survey(survey), part.sources[0]
