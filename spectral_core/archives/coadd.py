@@ -102,33 +102,35 @@ def merge_arms(arms: Iterable[Arm], grid: Grid = DESI.grid) -> tuple[np.ndarray,
     return total / np.where(bad, 1, weight), weight, bad
 
 # %% ../../nbs/19_archives.coadd.ipynb #bf71b700
-def _image(path: Path, units: dict[str, HDU], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    "The image of a unit; DataError with both sizes where it does not fit the fibre map and the wavelengths."
-    data = fits.getdata(path, name) if units[name].get("ZIMAGE") else units[name].data  # early masks are compressed
+def _image(path: Path, units: dict[str, HDU], name: str, shape: tuple[int, ...], rows: slice) -> np.ndarray:
+    "Some rows of the image of a unit; DataError with both sizes where it does not fit the fibre map and the wavelengths."
+    packed = units[name].get("ZIMAGE")  # early masks are compressed
+    data = fits.getdata(path, name) if packed else units[name].data
     if data is None and 0 in shape: return np.zeros(shape)
     found = None if data is None else data.shape
     if found and found[0] != shape[0]: raise DataError(f"{path}: FIBERMAP has {shape[0]} rows and {name} {found[0]}; one of them is incomplete")
     if found is None or found != shape: raise DataError(f"{path}: {name} has shape {found}, expected {shape} of fibres and wavelengths")
-    return data
+    return data[rows] if packed else units[name].image(rows)
 
 
-def _arm(path: Path, units: dict[str, HDU], letter: str, n: int, resolution: bool) -> Arm:
-    "One arm of n fibres, checked and cleaned."
+def _arm(path: Path, units: dict[str, HDU], letter: str, n: int, resolution: bool, rows: slice) -> Arm:
+    "Some rows of one arm of n fibres, checked and cleaned."
     wanted = [f"{letter}_{what}" for what in ("WAVELENGTH", "FLUX", "IVAR")]
     missing = [name for name in wanted if name not in units or name == wanted[0] and units[name].data is None]
     if missing: raise DataError(f"{path}: arm {letter} lacks {', '.join(missing)}; found {', '.join(filter(None, units))}")
-    wave = units[wanted[0]].data.astype("f8")
+    wave = units[wanted[0]].image().astype("f8")
     try:
         check_wave(wave)
     except SpectrumError as error:
         raise SpectrumError(f"{path}: {wanted[0]}: {error}") from error
-    flux, ivar = (_image(path, units, name, (n, len(wave))).astype("f4") for name in wanted[1:])
-    bits = _image(path, units, f"{letter}_MASK", flux.shape).astype("i8") if f"{letter}_MASK" in units else np.zeros(flux.shape, "i8")
+    shape = (n, len(wave))
+    flux, ivar = (_image(path, units, name, shape, rows).astype("f4") for name in wanted[1:])
+    bits = _image(path, units, f"{letter}_MASK", shape, rows).astype("i8") if f"{letter}_MASK" in units else np.zeros(flux.shape, "i8")
     good = (bits == 0) & np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)
     diagonals = units[f"{letter}_RESOLUTION"].data if resolution and f"{letter}_RESOLUTION" in units else None
     if diagonals is not None:
         shape = (n, diagonals.shape[1] if diagonals.ndim == 3 else 11, len(wave))
-        diagonals = np.nan_to_num(_image(path, units, f"{letter}_RESOLUTION", shape).astype("f4"), posinf=0, neginf=0)
+        diagonals = np.nan_to_num(_image(path, units, f"{letter}_RESOLUTION", shape, rows).astype("f4"), posinf=0, neginf=0)
     return Arm(letter.lower(), wave, np.where(good, flux, np.float32(0)), np.where(good, ivar, np.float32(0)), ~good, diagonals)
 
 # %% ../../nbs/19_archives.coadd.ipynb #a6713d48
@@ -150,7 +152,7 @@ def targeting_of(names: Sequence[str], what: str = "the table", survey: str = ""
 
 # %% ../../nbs/19_archives.coadd.ipynb #5ca9f8bf
 class Coadd(NamedTuple):
-    "One coadd file: arms by name (b, r, z), the fibre map (lower-case columns, n rows), and what the headers say."
+    "One coadd file: arms by name (b, r, z), the fibre map (lower-case columns, a row for each fibre), and what the headers say."
 
     path: Path
     arms: dict[str, Arm]
@@ -176,8 +178,11 @@ def is_coadd(hdus: Sequence[HDU]) -> bool:
     return any(re.fullmatch(r"(B|R|Z|BRZ)_(WAVELENGTH|FLUX|IVAR)", hdu.name) for hdu in hdus)
 
 
-def coadd_of(path: str | Path, hdus: Sequence[HDU], *, resolution: bool = True) -> Coadd:
-    "A coadd from the units of its file, with R or without; DataError or SpectrumError with the file's name where they don't fit."
+def coadd_of(path: str | Path, hdus: Sequence[HDU], *, resolution: bool = True, rows: slice = slice(None)) -> Coadd:
+    """A coadd from the units of its file, with R or without; DataError or SpectrumError with the file's name where they don't fit.
+
+    `rows` asks for the arms of some fibres only, as for a file that goes through the memory in pieces; the fibre map is always whole.
+    """
     path, units = Path(path), {hdu.name: hdu for hdu in hdus}
     if not is_coadd(hdus): raise DataError(f"{path}: no DESI coadd (no B_, R_ or Z_FLUX); found {'; '.join(map(str, hdus))[:400]}")
     table = units.get("FIBERMAP")
@@ -185,7 +190,7 @@ def coadd_of(path: str | Path, hdus: Sequence[HDU], *, resolution: bool = True) 
         raise DataError(f"{path}: no FIBERMAP with a column TARGETID; found {table or ', '.join(filter(None, units))}")
     fibermap = Table({name: table.column(name) for name in table.names if np.ndim(table.data[name]) == 1})
     letters = [x for x in ("B", "R", "Z", "BRZ") if any(f"{x}_{what}" in units for what in ("WAVELENGTH", "FLUX", "IVAR"))]
-    arms = {letter.lower(): _arm(path, units, letter, len(fibermap), resolution) for letter in letters}
+    arms = {letter.lower(): _arm(path, units, letter, len(fibermap), resolution, rows) for letter in letters}
     return Coadd(path, arms, fibermap, _facts([hdus[0], table], path, fibermap.colnames))
 
 

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import gzip
+import mmap
 import re
 import zlib
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 from ..core import DataError, atomic_write
 
 # %% auto #0
-__all__ = ['card_value', 'HDU', 'read_fits', 'read_headers', 'table_bytes', 'write_fits']
+__all__ = ['card_value', 'HDU', 'read_fits', 'map_fits', 'read_headers', 'table_bytes', 'write_fits']
 
 # %% ../../nbs/18_archives.fits.ipynb #9e8af96c
 _BLOCK = 2880
@@ -66,7 +68,7 @@ def _cards(raw: bytes, start: int, path: Path) -> tuple[dict[str, bytes], int]:
 
 # %% ../../nbs/18_archives.fits.ipynb #e7baaf2c
 class HDU(NamedTuple):
-    "One unit of a FITS file: extension name, header cards, and data (structured array, image, or None)."
+    "One unit of a FITS file: extension name, header cards, and data as stored (structured array, image, or None); `column` and `image` scale them."
 
     name: str
     cards: dict[str, bytes]
@@ -89,6 +91,10 @@ class HDU(NamedTuple):
         if value.dtype.kind == "S": return np.char.rstrip(np.char.decode(value, "latin-1"))
         value = value.astype(value.dtype.newbyteorder("="))
         return _scaled(value, self.of(name, "TSCAL", 1), self.of(name, "TZERO", 0))
+
+    def image(self, rows: slice = slice(None)) -> np.ndarray:
+        "The image, or some rows of it, scaled by BSCALE and BZERO."
+        return _scaled(self.data[rows], self.get("BSCALE", 1), self.get("BZERO", 0))
 
     def of(self, name: str, key: str, default: Any = None) -> Any:
         "The header value of column `name` under a numbered keyword, such as TUNIT."
@@ -126,7 +132,7 @@ def _record(names: tuple[str, ...], forms: tuple[str, ...], width: int) -> tuple
 
 
 def _with_data(hdu: HDU, data: bytes, shape: list[int]) -> HDU:
-    "The unit with its data: rows of a binary table, or an image with BSCALE and BZERO applied."
+    "The unit with its data: rows of a binary table, or an image."
     if not shape or 0 in shape and hdu.get("XTENSION") != "BINTABLE": return hdu
     if hdu.get("XTENSION") == "BINTABLE":
         n = int(hdu.get("TFIELDS"))
@@ -134,8 +140,7 @@ def _with_data(hdu: HDU, data: bytes, shape: list[int]) -> HDU:
         forms = tuple(hdu.get(f"TFORM{i}") for i in range(1, n + 1))
         record, numbers = _record(names, forms, shape[0])
         return hdu._replace(data=np.frombuffer(data, record, count=shape[1]), numbers=numbers)
-    image = np.frombuffer(data, _IMAGES[hdu.get("BITPIX")], count=prod(shape)).reshape(shape[::-1])
-    return hdu._replace(data=_scaled(image, hdu.get("BSCALE", 1), hdu.get("BZERO", 0)))
+    return hdu._replace(data=np.frombuffer(data, _IMAGES[hdu.get("BITPIX")], count=prod(shape)).reshape(shape[::-1]))
 
 # %% ../../nbs/18_archives.fits.ipynb #ed3bf076
 def _sum32(raw: bytes, total: int = 0) -> int:
@@ -167,10 +172,11 @@ def _header(raw: bytes, start: int, path: Path) -> tuple[HDU, int, int, list[int
     return hdu._replace(name=str(hdu.get("EXTNAME", "")).strip().upper()), at, size, shape
 
 
-def _unit(raw: bytes, start: int, path: Path) -> tuple[HDU, int]:
-    "The unit that begins at byte `start`, verified, and where the next one begins."
+def _unit(raw: bytes, start: int, path: Path, without: Collection[str]) -> tuple[HDU, int]:
+    "The unit that begins at byte `start`, verified, and where the next one begins; no data under the names in `without`."
     hdu, at, size, shape = _header(raw, start, path)
     stop = at + size + -size % _BLOCK
+    if hdu.name in without: return hdu, stop
     _verify(hdu, raw[start:at], raw[at:stop], path)
     return _with_data(hdu, raw[at : at + size], shape), stop
 
@@ -180,6 +186,18 @@ def _is_filled(raw: Any) -> bool:
     return bool(bytes(raw).strip(b"\0 \r\n"))
 
 
+def _units(content: Any, path: Path, without: Collection[str] = ()) -> Iterator[HDU]:
+    "The units of a file's content, one after the other."
+    raw, at, n = memoryview(content), 0, 0  # a view: the units share the bytes of the file
+    while at < len(raw) and (_is_filled(raw[at : at + _BLOCK]) or _is_filled(raw[at:])):
+        try:
+            hdu, at = _unit(raw, at, path, without)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path}: damaged or unknown header in HDU {n} at byte {at} ({error})") from error
+        yield hdu
+        n += 1
+
+
 def read_fits(path: str | Path) -> list[HDU]:
     """All units of a FITS file, plain or gzipped (FITS Standard 4.0), in their order.
 
@@ -187,27 +205,43 @@ def read_fits(path: str | Path) -> list[HDU]:
     something that this reader doesn't know; a plain file without checksums can hide a flipped bit in its numbers.
     """
     path = Path(path)
-    raw, units, at = memoryview(_content(path)), [], 0  # a view: the units share the bytes of the file
-    while at < len(raw) and (_is_filled(raw[at : at + _BLOCK]) or _is_filled(raw[at:])):
-        try:
-            hdu, at = _unit(raw, at, path)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{path}: damaged or unknown header in HDU {len(units)} at byte {at} ({error})") from error
-        units.append(hdu)
-    return units
+    return list(_units(_content(path), path))
 
 # %% ../../nbs/18_archives.fits.ipynb #836d6d6a
+def _mapped(path: Path) -> bytes | mmap.mmap:
+    "The content of a FITS file: a plain one mapped, a gzipped one unpacked. DataError as in `read_fits`."
+    try:
+        with open(path, "rb") as file:
+            if file.read(9) == b"SIMPLE  =": return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    return _content(path)
+
+
+def map_fits(path: str | Path, without: Collection[str] = ()) -> tuple[list[HDU], Callable[[], None]]:
+    """The units of a FITS file as in `read_fits`, a plain one mapped instead of read, and a function that lets go of what was touched so far.
+
+    Units whose names are in `without` have no data and are not verified. The file must not be shortened while it is mapped.
+    """
+    path = Path(path)
+    content, units = _mapped(path), []
+
+    def let_go() -> None:
+        if isinstance(content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"): content.madvise(mmap.MADV_DONTNEED)
+
+    for hdu in _units(content, path, without):
+        units.append(hdu)
+        let_go()
+    return units, let_go
+
+# %% ../../nbs/18_archives.fits.ipynb #d618717c
 def read_headers(path: str | Path) -> list[HDU]:
     "The units of a FITS file without their data, checked for length but not for damage; DataError as in `read_fits`."
     path, units, at = Path(path), [], 0
-    try:
-        with open(path, "rb") as file: start = file.read(9)
-        raw = np.memmap(path, mode="r") if start == b"SIMPLE  =" else np.frombuffer(_content(path), np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    raw = memoryview(_mapped(path))
     try:
         while at < len(raw) and _is_filled(raw[at : at + _BLOCK]):
-            hdu, begin, size, _ = _header(memoryview(raw), at, path)
+            hdu, begin, size, _ = _header(raw, at, path)
             units.append(hdu)
             at = begin + size + -size % _BLOCK
     except (KeyError, TypeError, ValueError, AttributeError) as error:

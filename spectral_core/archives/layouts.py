@@ -100,7 +100,7 @@ _SPEC_CLN = {1: "STAR", 2: "GALAXY", 3: "QSO", 4: "QSO", 5: "SKY", 6: "STAR", 7:
 
 def _spspec(path: Path, hdus: list[HDU]) -> SpectrumFile:
     "A spSpec file of DR7 or earlier."
-    image = hdus[0].data
+    image = hdus[0].image()
     if len(image) < 4 or (image[3] % 1 != 0).any():
         raise DataError(f"{path}: image of {len(image)} rows that are not spSpec's flux, continuum, error, mask")
     flux, error, mask = image[0].astype("f8"), image[2].astype("f8"), image[3].astype("i8")

@@ -62,7 +62,7 @@ def _record_row(record: Mapping[str, Any], i: int) -> tuple[np.ndarray, np.ndarr
     mask[at] = False if bits is None else np.asarray(bits)[inside] != 0
     return flux, ivar, mask
 
-
+# %% ../../nbs/21_archives.remote.ipynb #88c39ce3
 def from_sparcl(records: Sequence[Mapping[str, Any]]) -> Spectra:
     """Spectra from records of SPARCL (`client.retrieve(...).records`), with the columns that `read_desi` gives, as far as they came.
 

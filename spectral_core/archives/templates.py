@@ -73,9 +73,9 @@ def read_template(path: str | Path) -> Template:
     if header is None or header.data is None or header.get("RRTYPE") is None:
         raise DataError(f"{path} is no redrock template: it needs an image BASIS_VECTORS with RRTYPE; it has {sorted(units)}")
     type, version = str(header.get("RRTYPE")).strip().upper(), str(header.get("VERSION", "")).strip()
-    basis = np.atleast_2d(header.data).astype(np.float64)
+    basis = np.atleast_2d(header.image()).astype(np.float64)
     wave = float(header.get("CRVAL1")) + float(header.get("CDELT1")) * np.arange(basis.shape[1])
-    images = {name: units[name].data.astype(np.float64) for name in ("REDSHIFTS", "ARCHETYPE_COEFF") if name in units}
+    images = {name: units[name].image().astype(np.float64) for name in ("REDSHIFTS", "ARCHETYPE_COEFF") if name in units}
     if not np.isfinite(basis).all(): raise DataError(f"{path}: the basis vectors hold values that are not finite")
     stars = images.get("ARCHETYPE_COEFF")
     return Template(
