@@ -32,7 +32,7 @@ class Batch(NamedTuple):
         "The same batch on another device."
         return Batch(*(t.to(device) for t in self))
 
-
+# %% ../../nbs/12_spectra.container.ipynb #ff2bd22c
 def split_number(object_id: np.ndarray, seed: int = 0) -> np.ndarray:
     "A number in [0, 1) for each object id (n,) int64: a hash (splitmix64), so it never depends on order or sample."
     x = np.asarray(object_id).astype(np.uint64)
