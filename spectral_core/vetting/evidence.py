@@ -47,7 +47,7 @@ def ordinary_templates(model: RedshiftAutoencoder, flow: Flow, n: int = 4, seed:
     flux = flux[np.argsort(np.nan_to_num(d4000n(model.rest.wave, flux)))]
     return Templates(tuple(f"galaxy {i + 1}/{n}" for i in range(n)), model.rest.wave, flux)
 
-
+# %% ../../nbs/83_vetting.evidence.ipynb #9e79f98d
 def _second(spectra: Spectra, reconstruction: np.ndarray, templates: Templates) -> list[Second | None]:
     "The best second redshift of each spectrum; None where there is no model to subtract."
     able = np.flatnonzero(spectra.good & np.isfinite(reconstruction).all(axis=1))
@@ -164,7 +164,7 @@ def _open_model(model: str | Path | tuple | None, ranked: Table) -> tuple[str, R
     found = open_models(said if model is None else model)
     return found.name, found.autoencoder, found.flow
 
-
+# %% ../../nbs/83_vetting.evidence.ipynb #4a013d9f
 def _nearest(latents: np.ndarray, n: int, k: int) -> np.ndarray:
     "Rows (n, k) of the nearest other latents for the first n of `latents` (r, S); −1 for none."
     out, rows = np.full((n, k), -1), np.flatnonzero(np.isfinite(latents).all(axis=1))
@@ -177,7 +177,7 @@ def _nearest(latents: np.ndarray, n: int, k: int) -> np.ndarray:
     out[rows[mine]] = index[~own].reshape(-1, k)
     return out
 
-
+# %% ../../nbs/83_vetting.evidence.ipynb #cf9a46db
 def _are_mock(ranked: str | Path | Table, table: Table, spectra: Spectra) -> np.ndarray:
     "Which of these spectra (n,) are simulated: all by what the run or the table says, else those whose columns say so."
     beside = None if isinstance(ranked, Table) else Path(ranked).parent / "results.json"
