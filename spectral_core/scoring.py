@@ -61,7 +61,7 @@ class Models(NamedTuple):
         for array in () if self.calibration is None else (self.calibration.statistic, self.calibration.conditions): sha.update(array.tobytes())
         return sha.hexdigest()[:16]
 
-
+# %% ../nbs/82_scoring.ipynb #ccf0eb7f
 def _checked(autoencoder: Any, name: str | Path) -> RedshiftAutoencoder:
     "The model, if it reads spectra as they were observed; ConfigError for another kind."
     if isinstance(autoencoder, RedshiftAutoencoder): return autoencoder
@@ -83,7 +83,7 @@ def open_models(model: str | Path | tuple) -> Models:
     tail = folder / "tail.safetensors"
     return Models(autoencoder, flow, load_calibration(tail) if tail.is_file() else None, str(model))
 
-
+# %% ../nbs/82_scoring.ipynb #f11c1f81
 def _prepared(spectra: Spectra, survey: Survey) -> Spectra:
     "Normalised spectra; observed ones by the rules of the model's survey, if they are on its grid."
     if "norm" in spectra.table.colnames: return spectra
@@ -101,7 +101,7 @@ def _rank(models: Models, spectra: Spectra, device: str) -> tuple[Table, np.ndar
         if name in spectra.table.colnames: ranked[name] = spectra.table[name][ranked["row"]]
     return ranked, latents
 
-# %% ../nbs/82_scoring.ipynb #ccf0eb7f
+# %% ../nbs/82_scoring.ipynb #3cd07e29
 def _nothing(n: int, name: str, reason: str) -> DataError:
     "The error where none of n files could be read: the first of them, and why."
     hint = "; wanted a table with wave, flux, and ivar or error" if reason.startswith("no spectrum found") else ""
@@ -123,7 +123,7 @@ def _read(files: str | Path | Sequence[str | Path], survey: Survey, progress: bo
     unread += [(str(name[i]), f"the same observation as {name[first[back[i]]]}") for i in again]
     return concatenate(pieces, dedupe="first"), unread
 
-
+# %% ../nbs/82_scoring.ipynb #6955f832
 def _origin(models: Models, files: str | Path | Sequence[str | Path]) -> dict[str, str]:
     "What a ranking remembers of how it came about: model, survey, version, and the inputs as given (of more than twenty, their folder)."
     texts = [str(f) for f in ([files] if isinstance(files, str | Path) else files)]
@@ -136,7 +136,7 @@ def _stamp(ranked: Table, simulated: np.ndarray) -> str:
     if simulated.all() or not simulated.any(): return "mock" if simulated.any() else ""
     return "mock: " + ", ".join(f"#{rank}" for rank in ranked["rank"][simulated])
 
-
+# %% ../nbs/82_scoring.ipynb #cab6c1c5
 def _draw(top: Table, spectra: Spectra, model: RedshiftAutoencoder, stem: Path) -> list[Path]:
     "Pictures of ranked spectra with their reconstructions, ten to a page: `<stem>_1.png`, ..."
     from spectral_core.figures.spectra import plot_outliers
@@ -180,7 +180,7 @@ def score(
     if out is not None: write_table(table, out)
     return table
 
-# %% ../nbs/82_scoring.ipynb #3e68458c
+# %% ../nbs/82_scoring.ipynb #ef390a26
 def _score_part(part: Part, models: Models, device: str) -> tuple[Table, np.ndarray]:
     "Rows of a part in reading order, what was not read below, and their latents."
     tables, latents = [], []
@@ -193,7 +193,7 @@ def _score_part(part: Part, models: Models, device: str) -> tuple[Table, np.ndar
         latents.append(np.full((len(unread), models.autoencoder.n_latent), np.nan))
     return vstack(tables, metadata_conflicts="silent")[models.columns], np.concatenate(latents)
 
-
+# %% ../nbs/82_scoring.ipynb #e7186e7b
 def _score_parts(parts: Sequence[Part], mine: Sequence[int], folder: Path, models: Models, device: str, progress: bool) -> dict[str, Any]:
     "Score those parts that are not there yet; what was done, for the record."
     digest, started, done, n = models.digest, time.monotonic(), 0, count_sources(parts)
@@ -210,7 +210,7 @@ def _score_parts(parts: Sequence[Part], mine: Sequence[int], folder: Path, model
     return {"model": models.name, "parts": len(mine), "spectra": sum(parts[i].size for i in mine), "scored_now": done,
             "seconds": round(time.monotonic() - started, 2)}
 
-# %% ../nbs/82_scoring.ipynb #ef390a26
+# %% ../nbs/82_scoring.ipynb #e37577c4
 def _merge(files: Any, parts: Sequence[Part], folder: Path, out: Path, models: Models, latents: str | Path | None, progress: bool) -> tuple[dict, Table]:
     "One table out of all parts: what is in it, and its first rows."
     paths, scratch = [folder / f"part-{i:05d}.npz" for i in range(len(parts))], folder / "merged.bin"
@@ -230,7 +230,7 @@ def _merge(files: Any, parts: Sequence[Part], folder: Path, out: Path, models: M
         scratch.unlink(missing_ok=True)
     return {"table": str(out), "rows": len(merged), "lists": merged.counts}, top
 
-
+# %% ../nbs/82_scoring.ipynb #820f4dc7
 def score_survey(
     files: str | Path | Sequence[str | Path],  # files, stores, folders, or a list of them
     out: str | Path,  # table to write: .fits, .ecsv, .csv or .parquet; the parts go to `<out>.parts/`
