@@ -146,7 +146,7 @@ def generator(*keys: int | str) -> np.random.Generator:
     "NumPy generator whose stream depends on the keys alone."
     return np.random.default_rng(seed_from(*keys))
 
-# %% ../nbs/00_core.ipynb #2cbaa51e
+# %% ../nbs/00_core.ipynb #e6c8bd06
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     "Yield a temporary path beside `path`; rename it on success, remove it on failure. OSError becomes RunError."
@@ -162,7 +162,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError): temporary.unlink()  # it may never have come to be
 
-
+# %% ../nbs/00_core.ipynb #6d6c093d
 def _plain(value: Any) -> Any:
     "NumPy scalars, arrays and paths as JSON values."
     if isinstance(value, np.ndarray | np.generic): return value.tolist()
