@@ -26,7 +26,7 @@ STYLE = {
     "ytick.major.width": 0.7, "legend.frameon": False, "lines.linewidth": 1.0, "axes.titlelocation": "left",
 }  # fmt: skip
 
-
+# %% ../../nbs/76_figures.style.ipynb #8fdaa33a
 class Picture(Figure):
     "A figure that every notebook shows, whatever its backend."
 
@@ -45,7 +45,7 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
 
     return run
 
-
+# %% ../../nbs/76_figures.style.ipynb #8d0db0fe
 def new_figure(
     rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.5), **subplots: object
 ) -> tuple[Figure, np.ndarray]:
