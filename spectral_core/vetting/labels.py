@@ -101,7 +101,7 @@ def _rows(path: Path) -> Iterator[list[str]]:
     if bad: warnings.warn(f"{path}: {len(bad)} damaged lines are left out, the first is line {bad[0]}", stacklevel=4)
     return (row for i, row in enumerate(lines, 2) if row and i not in bad)
 
-
+# %% ../../nbs/80_vetting.labels.ipynb #8a6b5b85
 def read_labels(paths: str | Path | Sequence[str | Path]) -> Table:
     "All labels ever given, oldest first: id, object_id, class, inspector, time (UTC), comment, model. Empty where no file is there yet."
     paths = [paths] if isinstance(paths, str | Path) else paths
