@@ -46,7 +46,7 @@ class Rotation:
         if table.shape[-1:] != self.mean.shape: raise DataError(f"a rotation of {len(self.mean)} latents, but a table of shape {table.shape}")
         return table
 
-
+# %% ../../nbs/62_analysis.latents.ipynb #90c70abf
 def _finite(latents: np.ndarray, least: int) -> np.ndarray:
     "Finite rows of latents (n, S) as float64; DataError where there are fewer than `least`."
     latents = np.asarray(latents, dtype=np.float64)
@@ -72,7 +72,7 @@ def _signs(rotated: np.ndarray, axes: np.ndarray, reference: np.ndarray | None) 
     correlation = axis_correlation(rotated[known], reference[known, None])[:, 0]
     return np.where(np.abs(correlation) > 3 / np.sqrt(known.sum()), np.sign(correlation), sign)
 
-
+# %% ../../nbs/62_analysis.latents.ipynb #a12e7432
 def principal_rotation(latents: np.ndarray, reference: np.ndarray | None = None) -> Rotation:
     """Rotation of latents (n, S) to principal axes, D_i rising with `reference` (n,), e.g. log stellar mass.
 
@@ -99,7 +99,7 @@ def axis_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         unit.append(np.divide(x, size, out=np.zeros_like(x), where=size > 1e-12 * np.sqrt(len(x))))
     return unit[0].T @ unit[1]
 
-# %% ../../nbs/62_analysis.latents.ipynb #fa3bd64d
+# %% ../../nbs/62_analysis.latents.ipynb #cf873110
 class Traversal(NamedTuple):
     "Steps along one rotated axis, and how much data there is around them."
 
@@ -122,7 +122,7 @@ def _shares(points: np.ndarray, data: np.ndarray, radius: float | None) -> tuple
         radius = float(np.median(tree.query(some, [max(2, round(len(data) / 100) + 1)])[0]))  # an object is its own first neighbour
     return tree.query_ball_point(points, radius, return_length=True) / len(data), radius
 
-
+# %% ../../nbs/62_analysis.latents.ipynb #16b7ff35
 def traverse(
     latents: np.ndarray,  # (n, S)
     axis: int,  # 0 is D1
@@ -195,7 +195,7 @@ def match_axes(first: np.ndarray, second: np.ndarray) -> Table:
     i, j = linear_sum_assignment(-np.abs(correlation))
     return Table([i, j, correlation[i, j]], names=["first", "second", "correlation"])
 
-
+# %% ../../nbs/62_analysis.latents.ipynb #7eb2c40a
 def axis_stability(models: Mapping[str, np.ndarray]) -> Table:
     "Every pair of models, name → D (n, S_model) of the same objects: columns model_a, model_b, a, b, correlation."
     rows = [(x, y, *pair) for x, y in combinations(models, 2) for pair in match_axes(models[x], models[y]).iterrows()]
