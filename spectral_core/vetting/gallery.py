@@ -57,15 +57,15 @@ document.querySelectorAll("nav button").forEach(button => button.onclick = () =>
 });
 """
 
-
+# %% ../../nbs/84_vetting.gallery.ipynb #256daa65
 def _picture(cases: Cases, i: int) -> str:
-    "The narrow picture of a case as an `<img>`, about 40 kB."
+    "The narrow picture of a case as an `<img>`, about 55 kB of WebP."
     buffer = BytesIO()
     cases.figure(i, narrow=True, title=False).savefig(buffer, format="webp", dpi=190, pil_kwargs={"quality": 72, "method": 2})
     alt = html.escape(f"spectrum, model, residual and line windows of {cases.title(i)}")
     return f'<img alt="{alt}" width="798" height="798" src="data:image/webp;base64,{b64encode(buffer.getvalue()).decode()}">'
 
-
+# %% ../../nbs/84_vetting.gallery.ipynb #927e1249
 def _card(cases: Cases, i: int, labels: Table) -> str:
     "One case: facts, labels, neighbours, picture."
     mine = labels[labels["id"] == cases.spectra.id[i]]
@@ -79,7 +79,7 @@ def _card(cases: Cases, i: int, labels: Table) -> str:
     words = html.escape("|".join(sorted(set(mine["class"].tolist()))) or "unlabelled")
     return f'<article id="s{cases.spectra.id[i]}" data-said="{words}">{describe(cases, i)}{said}{_picture(cases, i)}</article>'
 
-# %% ../../nbs/84_vetting.gallery.ipynb #256daa65
+# %% ../../nbs/84_vetting.gallery.ipynb #059f27f2
 _LEGEND = {
     "picture": "Black: the spectrum, smoothed over a few pixels (grey: the pixels); red: the model. Below: residual in units of the noise, with the lines of a "
                "possible second object in blue; then windows of diagnostic lines.",
@@ -94,7 +94,7 @@ _LEGEND = {
     "SIMBAD, NED, …": "Links lead to the web; the page itself needs none.",
 }
 
-
+# %% ../../nbs/84_vetting.gallery.ipynb #6a1a2fff
 def _head(cases: Cases, title: str, labels: Table, everything: Table) -> str:
     "Title, notes and tables."
     people = sorted(set(labels["inspector"].tolist()))
@@ -110,7 +110,7 @@ def _head(cases: Cases, title: str, labels: Table, everything: Table) -> str:
     lines.append(f"<details><summary>how to read a card</summary><dl>{terms}</dl></details>")
     return f"<header>{''.join(lines)}</header>"
 
-
+# %% ../../nbs/84_vetting.gallery.ipynb #6d9506b1
 def _buttons(cases: Cases, labels: Table) -> str:
     "A button for each class in use, with the number of cases."
     here = labels[[int(i) in set(cases.spectra.id.tolist()) for i in labels["id"]]] if len(labels) else labels
