@@ -67,7 +67,7 @@ def _limits(columns: Sequence[np.ndarray]) -> tuple[float, float]:
     pad = 0.03 * (high - low) or 0.5
     return low - pad, high + pad
 
-
+# %% ../../nbs/77_figures.posteriors.ipynb #a9aaba69
 def _finite_rows(sample: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     "The columns of a sample, at the rows where all of them are finite; DataError without any."
     columns = np.stack([np.asarray(v, dtype=np.float64) for v in sample.values()])
@@ -88,7 +88,7 @@ def _dress(ax: Axes, i: int, j: int, titles: Sequence[str], limits: Sequence[tup
     if i == len(titles) - 1: ax.set_xlabel(titles[j])
     if j == 0 and i: ax.set_ylabel(titles[i])
 
-
+# %% ../../nbs/77_figures.posteriors.ipynb #c655e890
 @styled
 def plot_training_set(samples: Mapping[str, Mapping[str, np.ndarray]], *, size: float = 8.0) -> Figure:
     "Every plane of the columns of the first sample, and the others where they have both (Hahn & Melchior 2022, Fig. 1). Sample → column → (n,)."
@@ -182,7 +182,7 @@ def plot_photometry(
     figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=7)
     return figure
 
-
+# %% ../../nbs/77_figures.posteriors.ipynb #04937147
 def _filters(ax: Axes, filters: Mapping[str, tuple[np.ndarray, np.ndarray]] | None, mags: np.ndarray, predicted: Sequence[np.ndarray]) -> None:
     "A magnitude axis with its bright end on top, room for the filters at its bottom, and the filters."
     values = np.concatenate([mags, *(np.percentile(p, [5, 95], axis=0).ravel() for p in predicted)])
@@ -246,7 +246,7 @@ def plot_masses(
     if steps is not None: _steps(axes[0, 2], steps, name)
     return figure
 
-
+# %% ../../nbs/77_figures.posteriors.ipynb #cc9866f9
 def _steps(ax: Axes, steps: Table, name: str) -> None:
     "Offset and scatter after each step of the conversion, one row per step."
     ax.errorbar(steps["offset"], range(len(steps)), xerr=steps["scatter"], fmt="o", ms=4, color=OTHER)
