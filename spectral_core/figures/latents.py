@@ -121,7 +121,7 @@ def plot_latents(
     *,
     labels: tuple[str, str] = ("held-out data", "flow samples"),
 ) -> Figure:
-    "Corner plot of latents and of flow samples (Liang+23 Fig. 5); contours hold 39 % and 86 %: 1 and 2σ of a Gaussian."
+    "Corner plot of latents and of flow samples (Liang+23 Fig. 5); contours hold 39 % and 86 % of the frame: 1 and 2σ of a Gaussian."
     import corner
     from matplotlib.lines import Line2D
 
