@@ -34,7 +34,7 @@ def _join_pairs(arguments: Sequence[str]) -> list[str]:
             joined.append(f"{rest.pop(0)}={rest.pop(0)}")
     return joined
 
-
+# %% ../nbs/85_cli.ipynb #16c8ffb3
 def _as_dict(pairs: Sequence[str]) -> dict[str, str]:
     "`name=value` texts as a dict; ConfigError for a text without a value or a name given twice."
     values: dict[str, str] = {}
@@ -151,7 +151,7 @@ def _print_top(table: Any, lists: Counter, others: Counter) -> None:
     passed = f"; {n} other file{'s' * (n != 1)} passed over ({kinds})" if n else ""
     print(f"{lists.total()} rows: " + ", ".join(f"{n} {name}" for name, n in lists.most_common()) + passed)
 
-
+# %% ../nbs/85_cli.ipynb #ac24b305
 @app.command()
 def score(
     files: Annotated[list[Path], typer.Argument(help="Spectra, stores, or folders of them")],
@@ -178,7 +178,7 @@ def score(
     _print_top(top, lists, passed_over(files))
     if out: print(out)
 
-
+# %% ../nbs/85_cli.ipynb #e1061e25
 @app.command()
 def fit(
     data: Annotated[Path, typer.Argument(help="A store of normalised spectra, or a .safetensors file of arrays")],
@@ -208,7 +208,7 @@ def fit(
     with _resumable(): history = fit_store(data, model, out, valid=valid, settings=wanted, processes=processes, device=device, force=force)
     if os.environ.get("RANK", "0") == "0": print(f"{history}\n{out / 'trained'}")
 
-
+# %% ../nbs/85_cli.ipynb #b426006b
 @app.command()
 def fetch(names: Annotated[list[str], typer.Argument(help="Data sets by name; see the command list", autocompletion=_datasets)],
           offline: Annotated[bool, typer.Option("--offline", help="Use only what is already here")] = False) -> None:
