@@ -74,7 +74,7 @@ def _ivar(table: Table, wave: np.ndarray) -> np.ndarray:
     error = np.ma.filled(table["error"], np.nan) * _factor(table["error"].unit, wave, "column error")
     return np.where(error > 0, np.where(error > 0, error, 1.0) ** -2.0, 0.0)
 
-
+# %% ../../nbs/17_spectra.interop.ipynb #0c0cdb74
 def from_table(table: Table, survey: str | Survey | None = None) -> Spectra:
     """Spectra of a table with columns flux (n, m), z (n,) and ivar or error (n, m); id, object_id, flag, mask where it has them.
 
@@ -128,7 +128,7 @@ def _pixels(spectrum: Spectrum, air: bool, where: str) -> tuple[np.ndarray, ...]
     bad = ~(np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0)) | (False if spectrum.mask is None else np.asarray(spectrum.mask, bool))
     return check_wave(wave[up]), np.atleast_2d(flux)[:, up], np.atleast_2d(ivar)[:, up], np.atleast_2d(bad)[:, up]
 
-
+# %% ../../nbs/17_spectra.interop.ipynb #e182d44c
 def _on_grid(wave: np.ndarray, flux: np.ndarray, ivar: np.ndarray, bad: np.ndarray, survey: Survey) -> tuple[np.ndarray, ...]:
     "Flux, ivar, mask (k, survey's m) and a flag: CROPPED or REBINNED, or 0 where nothing had to be done."
     grid, pixel = survey.grid, survey.grid.pixel(wave)
