@@ -17,7 +17,7 @@ from scipy.sparse import dia_matrix
 
 import spectral_core as sc
 from spectral_core.archives.coadd import Arm, apply_resolution, gaussian_resolution, merge_arms, place, read_arms
-from spectral_core.archives.desi import arms_missing, read_desi, write_desi
+from spectral_core.archives.desi import arms_missing, read_desi, stream_desi, write_desi
 from spectral_core.archives.redrock import join_redshifts, read_redrock
 from spectral_core.archives.remote import desi_url, from_sparcl, query_desi, read_desi_stars
 from spectral_core.archives.sdss import write_sdss
@@ -766,3 +766,33 @@ def test_real_stars(mirror):
     assert stars.ivar[:, (WAVE < 3999.9) | (WAVE > 4999.3)].max() == 0
     assert (stars.mask[:, (WAVE > 3999.9) & (WAVE < 4999.3)].mean(1) < 0.05).mean() > 0.95
     np.testing.assert_allclose(stars.sn, stars.table["median_snr"], rtol=0.35)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_coadd_in_pieces_is_the_coadd(tmp_path, packed):
+    "Number for number, fibres on no target and repeated positions too; resolution matrices are never touched."
+    spectra = sample(9)
+    spectra.table["ra"][3] = spectra.table["ra"][8]  # one object in two pieces
+    coadd, redrock = write_desi(spectra, tmp_path)
+    with fits.open(coadd, mode="update") as file:
+        file["FIBERMAP"].data["TARGETID"][[2, 7]] = -5  # two fibres on no target
+        file["FIBERMAP"].columns.del_col("OBJGROUP")
+    if packed:
+        for path in (coadd, redrock): path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        coadd, redrock = (path.with_name(path.name + ".gz") for path in (coadd, redrock))
+    whole, pieces = read_desi(coadd, redrock), list(stream_desi(coadd, redrock, size=4))
+    assert [len(piece) for piece in pieces] == [4, 4, 1]
+    for name in ("flux", "ivar", "mask", "z", "id", "object_id", "flag"):
+        np.testing.assert_array_equal(np.concatenate([getattr(piece, name) for piece in pieces]), getattr(whole, name))
+    for name in whole.table.colnames:
+        np.testing.assert_array_equal(np.concatenate([np.asarray(piece.table[name]) for piece in pieces]), whole.table[name])
+
+
+def test_a_coadd_that_is_refused_gives_no_piece(tmp_path):
+    coadd, redrock = write_desi(sample(4), tmp_path)
+    raw = bytearray(coadd.read_bytes())
+    raw[raw.index(b"Z_IVAR") + 40_000] ^= 1  # in an image whose sum stands in its header
+    (tmp_path / "bit.fits").write_bytes(raw)
+    with pytest.raises(DataError, match="wrong checksum in HDU Z_IVAR"): next(stream_desi(tmp_path / "bit.fits"))
+    with pytest.raises(DataError, match="no redrock file"): next(stream_desi(coadd, [coadd]))
+    with pytest.raises(DataError, match="no DESI coadd"): next(stream_desi(redrock))

@@ -5,80 +5,47 @@
 # %% ../../nbs/20_archives.desi.ipynb #dc67a9d1
 from __future__ import annotations
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table, vstack
-from .coadd import Coadd, coadd_of, gaussian_resolution, is_coadd, merge_arms, place
-from .fits import HDU, read_fits
+from .coadd import Coadd, coadd_of, gaussian_resolution, is_coadd, merge_arms
+from .fibres import FIBERMAP, arms_missing, fibre_table
+from .fits import HDU, map_fits, read_fits
 from .layouts import is_simulated, simulated_rows
 from .redrock import REDROCK_COLUMNS, ZWARN_NODATA, Redrock, candidates, join_redshifts, redrock_of, redshift_unit, stem
 from ..core import ConfigError, DataError, Flag, SpectralError, atomic_write, seed_from
 from ..progress import slow_bar
 from ..spectra.container import Spectra, group_positions
-from ..spectra.surveys import DESI, Survey
+from ..spectra.surveys import DESI
 
 # %% auto #0
-__all__ = ['arms_missing', 'read_desi', 'write_desi']
+__all__ = ['read_desi', 'stream_desi', 'write_desi']
 
 # %% ../../nbs/20_archives.desi.ipynb #03aa9e48
-_NUMBERS = ("ebv", "flux_g", "flux_r", "flux_z", "fiberflux_g", "fiberflux_r", "fiberflux_z", "fibertotflux_r", "gaia_phot_g_mean_mag")
-_FIBERMAP = {"ra": (("target_ra", "ra"), np.nan), "dec": (("target_dec", "dec"), np.nan)}
-_FIBERMAP |= {"coadd_fiberstatus": (("coadd_fiberstatus", "fiberstatus"), -1), "objgroup": (("objgroup",), -1)}
-_FIBERMAP |= {name: ((name,), "") for name in ("objtype", "morphtype", "photsys")}
-_FIBERMAP |= {name: ((name,), -1) for name in ("tileid", "petal_loc", "fiber")} | {name: ((name,), np.nan) for name in _NUMBERS}
-_ALONE = {"b": (3600.0, 5759.9), "r": (5800.1, 7519.9), "z": (7620.1, 9824.0)}  # Å that only this arm sees
-
-
-def _fibres(coadd: Coadd) -> Table:
-    "What the fibre map says of each fibre, and what it doesn't."
-    n, fibermap, missing = len(coadd.fibermap), coadd.fibermap, []
-    table = Table({"targetid": np.asarray(fibermap["targetid"], "i8")})
-    for name, (sources, default) in _FIBERMAP.items():
-        found = next((s for s in sources if s in fibermap.colnames), None)
-        kind = type(default) if not isinstance(default, int) else np.int64
-        table[name] = np.full(n, default) if found is None else np.asarray(fibermap[found]).astype(kind)
-    for name in fibermap.colnames:
-        if name.endswith("_target") and name != "fa_target" and fibermap[name].dtype.kind in "iu": table[name] = np.asarray(fibermap[name], "i8")
-    if not coadd.facts["targeting"]: missing.append("target bits")
-    if not {"coadd_fiberstatus", "fiberstatus"} & set(fibermap.colnames): missing.append("fibre status")
-    if not {"target_ra", "ra"} & set(fibermap.colnames): missing.append("coordinates")
-    if (table["tileid"] < 0).all(): table["tileid"] = np.full(n, coadd.facts["tileid"])
-    for name in ("survey", "program", "targeting", "healpix", "night"): table[name] = np.full(n, coadd.facts[name])
-    table["missing"] = np.full(n, ", ".join(missing))
-    table["simulated"] = np.asarray(fibermap["simulated"]).astype(bool) if "simulated" in fibermap.colnames else np.zeros(n, bool)
-    return table
-
-# %% ../../nbs/20_archives.desi.ipynb #6a94d7f2
-def arms_missing(mask: np.ndarray, survey: Survey = DESI) -> np.ndarray:
-    "Which arms gave no good pixel to each spectrum, from masks (n, m) on DESI's grid: '' for none, 'z', 'br', …"
-    wave, out = survey.grid.wave, np.full(len(mask), "", dtype="U3")
-    for arm, (low, high) in _ALONE.items():
-        empty = mask[:, (wave >= low) & (wave <= high)].all(1)
-        out = np.where(empty, np.char.add(out, arm), out)
-    return out
-
-# %% ../../nbs/20_archives.desi.ipynb #70da0ac1
 class _Part(NamedTuple):
-    "One coadd on the grid: flux, ivar, mask (n, m) and its table, redshifts not yet joined."
+    "One coadd: its table, redshifts not yet joined, and on the grid flux, ivar, mask (n, m)."
 
-    flux: np.ndarray
-    ivar: np.ndarray
-    mask: np.ndarray
-    table: Table
-    facts: Mapping[str, Any]
     path: Path
+    facts: Mapping[str, Any]
+    table: Table
+    pixels: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _part(coadd: Coadd, name: str) -> _Part:
-    "A coadd merged; SpectrumError with the file's name where an arm is on another lattice."
-    outside = sum(int((~place(arm.wave, DESI.grid, f"{coadd.path}: arm {arm.name}")[1]).sum()) for arm in coadd.arms.values())
+def _merged(coadd: Coadd) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Flux, ivar (float32) and mask of the fibres whose arms are there."
     flux, ivar, mask = merge_arms(coadd.arms.values())
-    table = _fibres(coadd)
-    table["file"], table["cropped"], table["arms_missing"] = np.full(len(table), name), np.full(len(table), outside), arms_missing(mask)
-    return _Part(flux.astype("f4"), ivar.astype("f4"), mask, table, coadd.facts, coadd.path)
+    return flux.astype("f4"), ivar.astype("f4"), mask
+
+
+def _part(path: Path, name: str, hdus: Sequence[HDU], rows: slice = slice(None)) -> _Part:
+    "A coadd from the units of its file, with the pixels of some rows; SpectrumError with the file's name where an arm is on another lattice."
+    coadd = coadd_of(path, hdus, resolution=False, rows=rows)
+    table = fibre_table(coadd, name)
+    table["simulated"] |= is_simulated(hdus)
+    return _Part(path, coadd.facts, table, _merged(coadd))
 
 # %% ../../nbs/20_archives.desi.ipynb #7b358d60
 def _files(paths: str | Path | Sequence[str | Path]) -> list[tuple[Path, str, bool]]:
@@ -89,6 +56,9 @@ def _files(paths: str | Path | Sequence[str | Path]) -> list[tuple[Path, str, bo
         found += [(p, p.relative_to(path).as_posix(), True) for p in sorted(path.rglob("*")) if p.is_file()]
     if not found: raise DataError(f"no files to read in {paths}")
     return found
+
+
+_EXPOSURES = "single exposures, with a target in several rows: read the coadd instead"
 
 
 def _exposures(hdus: Sequence[HDU]) -> bool:
@@ -102,11 +72,8 @@ def _read(path: Path, name: str, inside: bool) -> _Part | Redrock | str:
     if inside and not path.name.lower().removesuffix(".gz").endswith((".fits", ".fit")): return "no FITS file"
     hdus = read_fits(path)
     if is_coadd(hdus):
-        if not _exposures(hdus):
-            part = _part(coadd_of(path, hdus, resolution=False), name)
-            part.table["simulated"] |= is_simulated(hdus)
-            return part
-        reason = "single exposures, with a target in several rows: read the coadd instead"
+        if not _exposures(hdus): return _part(path, name, hdus)
+        reason = _EXPOSURES
     elif redshift_unit(hdus) is not None: return redrock_of(path, hdus)
     else: reason = f"neither a DESI coadd nor redshifts; it holds {', '.join(h.name or 'nameless' for h in hdus)}"
     if inside: return reason
@@ -203,17 +170,47 @@ def _identify(table: Table, dedupe: str | None) -> tuple[np.ndarray, np.ndarray,
     return np.setdiff1d(np.arange(len(id)), twice), id, group, [int(i) for i in id[twice]]
 
 
+def _spectra(pixels: Sequence[np.ndarray], table: Table, id: np.ndarray, object_id: np.ndarray) -> Spectra:
+    "`Spectra` from flux, ivar, mask (n, m) and their rows of the joined table."
+    flux, ivar, mask = pixels
+    table.remove_column("objgroup")
+    table["arms_missing"] = arms_missing(mask)
+    flag = np.where(table["cropped"] > 0, Flag.CROPPED, 0)
+    return Spectra(flux, ivar, np.asarray(table["z"], "f8"), DESI, mask=mask, flag=flag, table=table, id=id, object_id=object_id)
+
+
 def _assemble(parts: Sequence[_Part], catalogues: Sequence[Redrock], skipped: list, dedupe: str | None) -> Spectra:
     "`Spectra` from coadds and redshifts, with what was left out in `table.meta`."
     table = _whole_table(parts, catalogues)
     keep, id, object_id, repeated = _identify(table, dedupe)
-    flux, ivar, mask = (np.concatenate([part[k] for part in parts])[keep] for k in range(3))
-    table = table[keep]
-    table.remove_column("objgroup")
-    table.meta = {"skipped": skipped, "repeated": repeated, "notes": _notes(table, catalogues)}
-    flag = np.where(table["cropped"] > 0, Flag.CROPPED, 0)
-    names = {"id": id[keep], "object_id": object_id[keep]}
-    return Spectra(flux, ivar, np.asarray(table["z"], "f8"), DESI, mask=mask, flag=flag, table=table, **names)
+    pixels = [np.concatenate([part.pixels[k] for part in parts])[keep] for k in range(3)]
+    table.meta = {"skipped": skipped, "repeated": repeated, "notes": _notes(table[keep], catalogues)}
+    return _spectra(pixels, table[keep], id[keep], object_id[keep])
+
+# %% ../../nbs/20_archives.desi.ipynb #8b254194
+_RESOLUTION = frozenset(f"{arm}_RESOLUTION" for arm in ("B", "R", "Z", "BRZ"))
+
+
+def stream_desi(
+    path: str | Path,  # one coadd
+    redrock: str | Path | Sequence[str | Path] | None = None,  # files of redshifts; None: no redshifts
+    size: int = 500,  # fibres at a time
+) -> Iterator[Spectra]:
+    "The spectra of one coadd as `read_desi` gives them, some at a time, in constant memory where the file is plain. Errors come before the first."
+    path = Path(path)
+    hdus, let_go = map_fits(path, without=_RESOLUTION)
+    if _exposures(hdus): raise DataError(f"{path}: {_EXPOSURES}")
+    part = _part(path, path.name, hdus, rows=slice(0))
+    catalogues = [] if redrock is None else _read_all(_files(redrock), "raise", False)[1]
+    if redrock is not None and not catalogues: raise DataError(f"{redrock}: no redrock file or catalogue among them")
+    table = _whole_table([part], catalogues)
+    _, id, object_id, _ = _identify(table, None)
+    table.meta = {"skipped": [], "repeated": [], "notes": _notes(table, catalogues)}
+    for start in range(0, max(len(table), 1), size):
+        rows = slice(start, start + size)
+        pixels = _merged(coadd_of(path, hdus, resolution=False, rows=rows))
+        let_go()
+        yield _spectra(pixels, table[rows], id[rows], object_id[rows])
 
 # %% ../../nbs/20_archives.desi.ipynb #2881470e
 _SURVEYS = ("sv1", "sv2", "sv3", "main", "cmx", "special")
@@ -239,7 +236,7 @@ def _fibermap_unit(spectra: Spectra) -> fits.BinTableHDU:
     "FIBERMAP: identity, position, fibre status, target bits and photometry, as far as the table has them."
     table = spectra.table
     columns = {"OBJGROUP": spectra.object_id}
-    columns |= {sources[0].upper(): np.asarray(table[name]) for name, (sources, _) in _FIBERMAP.items() if name in table.colnames}
+    columns |= {sources[0].upper(): np.asarray(table[name]) for name, (sources, _) in FIBERMAP.items() if name in table.colnames}
     unknown = lambda v: v.dtype.kind in "fi" and not (np.isfinite(v) & (v != -1)).any()
     columns = {"TARGETID": spectra.id} | {k: v for k, v in columns.items() if not unknown(v)}  # stripped files stay so
     whose = "" if "targeting" not in table.colnames else {"main": "", "": "none"}.get(table["targeting"][0], table["targeting"][0])

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..archives.coadd import is_coadd
-from ..archives.desi import read_desi
+from ..archives.desi import stream_desi
 from ..archives.fits import HDU, read_headers
 from ..archives.redrock import stem
 from ..archives.sdss import read_sdss
@@ -219,9 +219,10 @@ def read_part(part: Part, survey: str | Survey, progress: bool = False) -> Itera
         yield _placed(open_store(first.path).read(rows), survey, first.name, rows), []
     else:
         for source in part.sources:
+            start = 0
             try:
-                spectra = read_desi(source.path, redrock=list(source.redshifts) or None)
+                for spectra in stream_desi(source.path, list(source.redshifts) or None, PART_SIZE):
+                    yield _placed(spectra, survey, source.name, np.arange(start, start + len(spectra))), []
+                    start += len(spectra)
             except SpectralError as error:
                 yield None, [(source.name, _brief(source.path, error))]
-            else:
-                yield _placed(spectra, survey, source.name, np.arange(len(spectra))), []
