@@ -47,7 +47,7 @@ def mass_fractions(truth: Table | dict[str, np.ndarray]) -> np.ndarray:
     fraction = np.asarray(truth["burst_fraction"], float)[:, None]
     return (1 - fraction) * smooth + fraction * burst
 
-
+# %% ../../nbs/30_simulate.synthesis.ipynb #4a27b1b3
 def population_weights(mass: Tensor, log_z: Tensor, ssp: SSPGrid) -> Tensor:
     "Weights (n, Z, A) of the grid's populations: masses (n, A), linear in log Z/Z☉ (n,) or (n, A)."
     if log_z.ndim == 1: log_z = log_z[:, None]
