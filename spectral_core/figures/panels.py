@@ -76,7 +76,7 @@ def _sequence(ax: Axes, curves: list[tuple], names: list[str], colors: dict, win
         ax.set_ylim(min(np.percentile(s, 0.2) for s in seen) - 0.2 * step, max(np.percentile(s, 99.5) for s in seen) + 0.3 * step)
     ax.set(xlim=window, yticks=[])
 
-
+# %% ../../nbs/77_figures.panels.ipynb #eb0ddf73
 @styled
 def plot_stacks(
     wave: np.ndarray,  # (L,) rest-frame Å
