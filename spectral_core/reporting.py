@@ -87,7 +87,7 @@ def duration(seconds: float) -> str:
     if s < 60: return f"{s} s"
     return f"{s // 60} min {s % 60} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60} min"
 
-
+# %% ../nbs/82_reporting.ipynb #1d8983de
 def _table(kind: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     "An HTML table; on a phone each cell carries its column's name."
     head = "".join(f"<th>{name}</th>" for name in names)
@@ -129,7 +129,7 @@ def count_verdicts(runs: Iterable[dict]) -> dict[str, int]:
     counts = Counter(claim["verdict"] for results in runs for claim in results["claims"])
     return {word: counts[word] for word in VERDICTS if counts[word]}
 
-
+# %% ../nbs/82_reporting.ipynb #e1cab10f
 def _claims_table(results: dict) -> str:
     "Paper, ours, tolerance, verdict: one row a claim."
     rows = []
@@ -175,7 +175,7 @@ def heading(
     number, _, name = results["chapter"].partition("_")
     return f"{number} · {name.replace('_', ' ')}" if name else number, ""
 
-
+# %% ../nbs/82_reporting.ipynb #0cdf4fa5
 def _flat(values: dict, prefix: str = "") -> list[list[str]]:
     "Nested metrics as rows of (name, value)."
     rows = []
@@ -196,7 +196,7 @@ def _anchor(folder: Path) -> str:
     "The folder's name as the section's id."
     return quote(Path(folder).resolve().name)
 
-
+# %% ../nbs/82_reporting.ipynb #e1857fb3
 def _mock_note(runs: Iterable[dict]) -> str:
     "A word of warning above numbers that were made from simulated data."
     if not any(results["source"] == "mock" for results in runs): return ""
@@ -208,7 +208,7 @@ def _smoke_note(runs: Iterable[dict]) -> str:
     if not any(results["profile"] == "smoke" for results in runs): return ""
     return '<p class="note">Profile smoke: its sizes are too small for the verdicts to mean anything.</p>'
 
-
+# %% ../nbs/82_reporting.ipynb #f7b28f76
 def _run_section(folder: Path, results: dict, beside: Path) -> str:
     "One run: header, claims, figures, metrics, and what made it."
     title, paper = map(html.escape, heading(folder, results))
