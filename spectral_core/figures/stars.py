@@ -48,7 +48,7 @@ def plot_star_fits(
     width: int = 5,  # pixels per bin in the plots
     title: str = "",
 ) -> Figure:
-    "A spectrum, its models, and the relative residual of each with the bands of metal oxides shaded (Liang+23 Fig. 4)."
+    "A spectrum, its models, and the relative residual of each with the bands of metal oxides shaded (Liang+23b Fig. 4)."
     if not models: raise DataError("nothing to draw: no models")
     wave, flux, weight = (np.asarray(a, dtype=np.float64) for a in (wave, flux, weight))
     figure, axes = new_figure(1 + len(models), 1, (7.0, 2.4 + 1.0 * len(models)), height_ratios=[2.2] + [1.0] * len(models))
