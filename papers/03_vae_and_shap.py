@@ -70,6 +70,13 @@ from spectral_core.spectra.preprocessing import select
 from spectral_core.spectra.restframe import rest_survey, to_rest
 
 # %% [markdown]
+# What can a mock say about such a question? It can test the *method*: whether a rule finds a number that is known, whether filled pixels are right, whether
+# shares add up. It cannot say how many quantities real galaxies need. Its recipe draws ages, metals, dust and gas from the mass, each with a scatter, and every
+# answer below that depends on who lives in the mock is an answer about this recipe. One thing is lost to paper and mock alike: spectra that are divided by
+# their own median don't tell how luminous a galaxy is. What a network knows of stellar mass it knows at second hand, because massive galaxies are older, redder
+# and richer in metals.
+
+# %% [markdown]
 # ## Sizes
 #
 # The choice of the number of latents needs a whole grid of fits: every number of latents, every condition, several seeds. The demo makes it on 500
@@ -141,6 +148,12 @@ run.metric("gap_filling", {"rms": hidden.rms, "nmad": hidden.nmad, "bias": hidde
 run.claim("gaps_to_the_noise", hidden.nmad)
 run.metrics["gap_filling"]
 
+# %% [markdown]
+# `nmad` is the scatter that outliers cannot move, `rms` the one that they can: were the second much larger, a few spectra would be filled badly. The test is a
+# mild one, because pixels are hidden one by one and their neighbours stay, while a true gap is a hundred pixels long and takes whole lines with it
+# (`held_out_error(..., run=100)` asks that). In the figure look at the seams. A filling should continue the continuum without a step, show the absorption lines
+# of similar galaxies, and be a little smoother than its surroundings, since fifteen components carry little of the noise.
+
 # %%
 wave, few = FINE.grid.wave, np.argsort(-parts[2].mask.mean(1))[:8]
 gaps, full = parts[2].mask[few], filler.transform(parts[2].flux[few], parts[2].weight[few])
@@ -163,6 +176,21 @@ run.figure(plot_grid(wave, np.where(gaps, np.nan, full), [f"{share:.0%} filled" 
 # and σ can be read off: it is .22 for four latents of 4000 pixels. But because the published divergence is a mean over latents, the same weights mean a
 # σ of .45 for one latent and .14 for ten. Networks of different size would then be judged by different rules. Here all of them have the σ of
 # four latents.
+
+# %% [markdown]
+# Everything hangs on σ, since it is the exchange rate between the two terms. With 4000 pixels and $\sigma^2 = .05$, a nat of knowledge is worth
+# $2\sigma^2/4000 = 2.5 \times 10^{-5}$ of mean squared error, the square of one per cent of the median flux. A detail that changes the spectrum by less, in the
+# mean over all pixels, costs more than it brings, and its latent is given up; half the σ would pay for finer details, and perhaps for more latents. "Four" is
+# an answer at the published price. The 500 pixels of the next sections have a smaller σ each, and together the same price.
+#
+# The latents are drawn as $s = \mu + \sigma_s \odot \epsilon$ with $\epsilon \sim \mathcal N(0, I)$ (eq. 2), so that the randomness is outside and $\mu$ and
+# $\sigma_s$ have gradients. The divergence of such a cloud is known in closed form,
+# $D_{\rm KL,\,j} = \tfrac12 (\mu_j^2 + \sigma_{s,j}^2 - 1 - \ln \sigma_{s,j}^2)$.
+#
+# The loss is negative, and that is no mistake: a density may exceed one. A perfect reconstruction from latents that know nothing would stand at
+# $4000 \ln(\sqrt{2\pi}\,\sigma) = -2316$; what lies above is misfit and divergence. Most of the misfit is noise, which no network can reproduce: at a
+# signal-to-noise of 14, the mock's median, it makes a mean squared error of $(.5/14)^2 = .0013$. The curves begin near their end, thanks to the linear start,
+# rise while the learning rate does, in the first third of the epochs, and fall as it is taken back. Training and validation should do so together.
 
 # %%
 paper_config = VAEConfig()
@@ -198,6 +226,12 @@ run.metrics["vae"]
 # spectrum by more than .01. Five seeds each for 2, 4 and 6 quantities are in `benchmarks/dimension_table.md`.
 
 
+# %% [markdown]
+# In the figure the first panel decides. Up to the true number each latent raises the bound by far more than its error; beyond it the line is flat. The third
+# panel bends at the same place, which is the elbow. The middle one need not bend: a unit counts as active as soon as its mean varies a little, and a network
+# that is offered six latents may spread four quantities over all of them. In the benchmark's fifteen manifolds the rule is right 14 times, BIC with the mean χ²
+# 15 times, BIC with the summed χ² three times, and the count of active units never.
+
 # %%
 found, tried = {}, (1, 2, 4) if profile == "smoke" else range(1, 7)
 for dimension in (2, 4):
@@ -228,6 +262,17 @@ run.figure(plot_dimension(found[4].summary, truth=4), "manifold",
 # where $k$ counts latents and conditions (not weights: so it is a rule of thumb). Its values near 945 can only be had with the likelihood of *one
 # mean* spectrum, $-2\ln L = \chi^2$ averaged over the held-out spectra, and $n$ their number. With the likelihood of all of them, as Schwarz
 # defines it, the penalty is tiny against $\chi^2$ and the largest network always wins; both are in the table of fits.
+
+# %% [markdown]
+# In the table below `iwae` is the held-out bound, in nats per spectrum, and `chi2` the squared residual in units of the network's σ. This is not the measured
+# noise, so χ² is far below the number of pixels and no measure of a good fit. A further parameter is worth its place in BIC if it lowers χ² by $\ln n$: about 6
+# for the five hundred held-out spectra of the demo, but 10 for the 31 657 whose latents the authors published. With a mean χ² the penalty grows with the sample
+# and the evidence does not.
+#
+# Figure 2 has conditions as rows and the sum of latents and conditions as columns; light is good, hatched fields were not fitted. Compare within a column: with
+# four parameters in all, is it better to learn four, or to be told one and learn three? In the paper learning wins, as one expects, since a latent may become
+# whatever helps most. Among the properties the differences are small: 945.67 for the mass and 945.14 for the star formation rate in the paper, beside a
+# standard deviation of 8.83. Two seeds do not rank rows that differ by a unit or two, and the mock's conditions are the truth, where catalogues give estimates.
 
 # %%
 coarse = at_rest(observed, COARSE)
@@ -282,7 +327,8 @@ if "log_sfr" in summaries:
 # $$ I(D; P) = \int p(d, P) \ln \frac{p(d, P)}{p(d)\, p(P)} \, {\rm d}d \, {\rm d}P, $$
 #
 # which is zero only if a property and an axis have nothing to do with each other, whatever the shape of their relation. It is estimated from
-# nearest neighbours (Kraskov et al. 2004), with a bootstrap error; the line in each panel is what shuffled, and so independent, values show.
+# nearest neighbours (Kraskov et al. 2004), with an error from the scatter between tenths of the sample; 95 % of shuffled, and so independent, values stay
+# below the line in each panel.
 
 # %%
 latents = {"train": sc.encode(model, train_set, device=device), "test": sc.encode(model, test_set, device=device)}
@@ -310,6 +356,16 @@ run.figure(plot_median_maps({label: m and (m.median, m.x_edges, m.y_edges) for l
            "Figure 1: medians of properties over D1 and D2. The mock has no "
            "morphological types.", mock=True)
 
+# %% [markdown]
+# In the maps, a property that belongs to D1 changes from left to right, one that belongs to D2 upwards; a diagonal belongs to neither alone, and confetti means
+# that this plane does not know the property. The mock's star formation rate has a floor at $10^{-4}\,M_\odot$/yr, so that its lowest values are no measurements
+# but "none".
+#
+# In the spectra along an axis, look at the break at 4000 Å, the slope and each emission line by itself. The paper finds the stars in D1 and D2 (break, blue
+# light) and ratios of lines in D3 and D4. For the height of the bars that follow: two normal quantities with correlation ρ have
+# $I = -\tfrac12 \ln(1 - \rho^2)$, so .1 nat is a correlation of .43, and .5 nat one of .80. The estimate scatters around zero where there is nothing, and can
+# be negative. Bars do not add up, because axes that are uncorrelated need not be independent.
+
 # %%
 walks = {f"D{i + 1}": traverse(latents["train"], i, rotation) for i in range(4)}
 run.figure(plot_traversals(wave, {name: (sc.rest_spectrum(model, walk.latents), walk.value, walk.inside) for name, walk in walks.items()}), "figure3",
@@ -321,6 +377,12 @@ by = {(r["property"], r["latent"]): float(r["mi"]) for r in information}
 run.metric("information", {f"{p}, {d}": v for (p, d), v in by.items()})
 run.claim("mass_is_in_d1", by[LABELS["log_mass"], "D1"] / max(by[LABELS["log_mass"], f"D{i}"] for i in (2, 3, 4)))
 run.claim("sfr_is_in_the_latents", max(by[LABELS["log_sfr"], f"D{i}"] for i in (1, 2, 3, 4)))
+
+# %% [markdown]
+# Mass on D1 and star formation on D2, "consistent across different number of latent variables settings", says the paper (section 4.1). The networks fitted
+# above can be asked. For each, the two properties are given the two axes that correlate best with them, no axis twice; in the column `axis`, 0 is D1. Signs
+# mean nothing here. Two axes with nearly the same share of the variance are exchanged by another number of latents or another seed, and a property may lie
+# *between* two of them, so read the correlation beside the number.
 
 # %%
 thin_train, _, thin_test = thin_parts
@@ -342,6 +404,11 @@ stable
 # what such a picture can say: galaxies of high mass also form fewer stars and have more metals, so it shows what *goes with* a property, and not what
 # the property does.
 
+# %% [markdown]
+# The lines of a panel go from the 5th to the 95th percentile of its property. Check the order of colours first: blue light and Hα should rise towards low mass
+# and low metallicity, and fall towards a low star formation rate. Mass and metallicity make nearly the same panel, in the paper because the two are related in
+# galaxies, in the mock because the recipe draws metals from mass.
+
 # %%
 requests = {}
 for name in [n for n in size["sets"] if n != "none" and "+" not in n]:
@@ -362,6 +429,21 @@ run.figure(plot_traversals(COARSE.grid.wave, requests), "figure5",
 #
 # The shares must add up exactly, and that is checked for every pair. The mean over the background spectra is the attribution of $x$. Because the
 # principal axes are a linear function of the latents, the shares can be rotated too, without another pass.
+
+# %% [markdown]
+# The paper's definition (eq. 4) is Shapley's. The share of pixel $i$ is the change of the output when it joins a set $S$ of other pixels, averaged over all
+# sets,
+#
+# $$ \phi_i = \sum_{S \subseteq N \setminus i} \frac{|S|!\,(M - |S| - 1)!}{M!} \big[ f(S \cup i) - f(S) \big] , $$
+#
+# and for $M = 4000$ there are $2^{3999}$ of them. DeepLIFT goes through the network once, with the slope of every activation replaced by its mean slope between
+# the two spectra, $\Delta y / \Delta x$. For a linear network both give $w_i (x_i - b_i)$; else it is an approximation that keeps the sum. A share is always
+# about a *difference*: a pixel in which all galaxies are alike gets nothing, and a missing line counts like a strong one.
+#
+# The upper panels explain one galaxy: red pixels push it up the axis, blue ones down. The last is the mean over galaxies, on a logarithmic scale, pixel by
+# pixel and in windows. On logarithmic pixels 35 % of all lie below 5000 Å, and a share of that size would be no preference at all, so the claims compare means
+# per pixel. [O II] at 3728 Å is not on a grid that begins at 3800 Å: of the three lines that the paper names, this run tests two. With `first=3400` the third
+# comes in for galaxies beyond redshift .015, where the spectrograph sees it.
 
 # %%
 random = generator("background", seed)
@@ -479,6 +561,10 @@ if source == "sdss":
 # - Mutual information says how much a latent knows of a property, in nats, without asking for a straight line between the two. It does not say that the network *uses* the property: mass, age and metals go together in galaxies, and whoever knows one knows something of all.
 # - Attribution sums to the latent, pixel by pixel, against a background of real galaxies. It explains the network, not the galaxy. That the lines and the blue end count most agrees with what an astronomer would look at, which is reassuring and no proof.
 # - A condition that improves the bound on the likelihood only a little was already known to the latents.
+
+# %% [markdown]
+# Each claim with the paper's value, ours and the verdict, which follows from the tolerance in `03_claims.json`. Where the paper has words instead of a number
+# ("particularly informative"), the number that would make them true was chosen before the run.
 
 # %%
 results = run.finish()
