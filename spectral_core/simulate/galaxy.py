@@ -48,7 +48,7 @@ def _cut(light: Tensor, ssp: SSPGrid, grid: Grid, z: np.ndarray) -> tuple[Tensor
     windows = light.unfold(1, width, 1)[rows, index]
     return windows, ssp.sigma_kms.unfold(0, width, 1)[index], torch.as_tensor(start - whole, device=light.device)
 
-
+# %% ../../nbs/31_simulate.galaxy.ipynb #eecdd907
 def broaden(windows: Tensor, sigma_pixels: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     "Windows (n, N) moved left by `shift` (n,) pixels and smoothed by each of two Gaussians, sigma_pixels (n, 2)."
     width = windows.shape[1]
@@ -62,7 +62,7 @@ def broaden(windows: Tensor, sigma_pixels: Tensor, shift: Tensor) -> tuple[Tenso
     damp = lambda sigma: torch.exp(-2 * (k * sigma[:, None]) ** 2)
     return tuple(torch.fft.irfft(transform * damp(s), n=width) + ramp for s in sigma_pixels.unbind(1))
 
-
+# %% ../../nbs/31_simulate.galaxy.ipynb #13e71e02
 def _see(light: Tensor, ssp: SSPGrid, survey: Survey, z: np.ndarray, sigma_v: Tensor) -> Tensor:
     "Rest light (n, L) as the survey's pixels see it, still per rest-frame Å and without distance: (n, m)."
     grid = _log_grid(survey)
