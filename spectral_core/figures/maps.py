@@ -151,7 +151,7 @@ def _map_limits(title: str, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pad = 0.04 * (high - low).max() + 1e-6
     return low - pad, high + pad
 
-
+# %% ../../nbs/77_figures.maps.ipynb #ea250fd3
 @styled
 def plot_map(
     maps: Mapping[str, np.ndarray],  # title → positions (n, 2)
@@ -208,7 +208,7 @@ def plot_latent_corner(
     _legend(figure, codes, loc="upper right", bbox_to_anchor=(0.98, 0.97), fontsize=10, title=f"{len(few)} of {len(x)} objects drawn")
     return figure
 
-
+# %% ../../nbs/77_figures.maps.ipynb #e5cbea84
 def _class_histograms(ax: Axes, values: np.ndarray, codes: np.ndarray, limits: np.ndarray) -> None:
     "One outline per class, each with the area of one."
     bins = np.linspace(*limits, 41)
