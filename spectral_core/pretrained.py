@@ -55,7 +55,7 @@ def _build(description: dict[str, Any]) -> nn.Module:
     survey = Survey.from_dict(survey) if isinstance(survey, dict) else get_survey(survey)
     return model(survey, description["n_latent"], config)
 
-
+# %% ../nbs/52_pretrained.ipynb #44f02279
 def _describe(model: nn.Module) -> dict[str, Any]:
     "Class, size and settings, as JSON values."
     about = {"class": type(model).__name__, "config": model.config.to_dict()}
@@ -69,7 +69,7 @@ def _digest(about: dict[str, Any]) -> str:
     text = json.dumps({k: v for k, v in about.items() if k != "digest"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
-
+# %% ../nbs/52_pretrained.ipynb #d04b6241
 def save_model(model: nn.Module, folder: str | Path, card: dict[str, Any] | None = None, *, half: bool = False) -> Path:
     "Write `model.safetensors`, `model.json` (what it is, SHA-256 of the weights and of itself) and `card.json`; the folder."
     folder = Path(folder)
@@ -83,7 +83,7 @@ def save_model(model: nn.Module, folder: str | Path, card: dict[str, Any] | None
     write_json(folder / "card.json", card or {})
     return folder
 
-# %% ../nbs/52_pretrained.ipynb #44f02279
+# %% ../nbs/52_pretrained.ipynb #c322a0d7
 def load_model(folder: str | Path) -> nn.Module:
     "The model of a folder written by `save_model`, in evaluation mode; ModelFileError where it is damaged or not one."
     folder = Path(folder)
@@ -99,7 +99,7 @@ def load_model(folder: str | Path) -> nn.Module:
         raise ModelFileError(f"{folder} holds no usable model: {error}") from error
     return model.eval()
 
-
+# %% ../nbs/52_pretrained.ipynb #4b795ba3
 def _shipped(name: str) -> Path:
     "Folder of a model of the package, or the error that names those there are."
     known = shipped_models()
