@@ -43,7 +43,6 @@ from spectral_core.analysis.outliers import TailCalibration, joint_tail, rank_ou
 from spectral_core.analysis.realism import density_rank, fit_components, matched_classifier, rest_components
 from spectral_core.archives.sets import find_sets, read_sets
 from spectral_core.core import ConfigError, generator
-from spectral_core.training.distributed import fit_on_gpus
 from spectral_core.figures.detection import plot_label_counts, plot_recall, plot_roc, plot_second_redshift
 from spectral_core.figures.latents import plot_embedding, plot_invariance, plot_latent_distances, plot_latents
 from spectral_core.figures.spectra import plot_augments, plot_chi2, plot_instruments, plot_outliers, plot_spectrum
@@ -52,6 +51,7 @@ from spectral_core.models.autoencoder import COMPACT, PAPER, augment
 from spectral_core.models.similarity import fidelity_loss
 from spectral_core.results import ChapterRun
 from spectral_core.simulate.instrument import noise_model
+from spectral_core.training.distributed import fit_on_gpus
 
 # %% [markdown]
 # ## Sizes

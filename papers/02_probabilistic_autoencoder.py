@@ -40,7 +40,6 @@ from spectral_core.analysis.regions import branch_polygons, read_regions, region
 from spectral_core.archives.catalogs import read_desi_line_ews, read_mpa_jhu, read_pipeline_lines, read_portsmouth, read_resolve_eco_nsa, truth_lines
 from spectral_core.archives.sets import find_sets, read_sets
 from spectral_core.core import ConfigError
-from spectral_core.training.distributed import fit_on_gpus
 from spectral_core.figures import maps, panels
 from spectral_core.figures.latents import plot_embedding
 from spectral_core.figures.training import plot_training
@@ -54,6 +53,7 @@ from spectral_core.spectra.linefit import fit_lines
 from spectral_core.spectra.lines import log_ratio
 from spectral_core.spectra.restframe import PAT2022, rest_sample
 from spectral_core.spectra.stacking import StackSums, quasar_composite, stack_trends
+from spectral_core.training.distributed import fit_on_gpus
 
 # %% [markdown]
 # ## What the paper asks

@@ -55,7 +55,6 @@ from spectral_core.archives.properties import (PROPERTIES, join_properties, prop
                                                read_morphology, read_nsa_properties, read_resolve_properties)
 from spectral_core.archives.sets import SDSS_SETS, find_sets, read_sets
 from spectral_core.core import ConfigError, DataError, generator
-from spectral_core.training.distributed import fit_on_gpus
 from spectral_core.figures.panels import plot_grid
 from spectral_core.figures.properties import (plot_attribution, plot_bic_grid, plot_dimension, plot_information, plot_median_maps, plot_network,
                                               plot_traversals)
@@ -68,6 +67,7 @@ from spectral_core.simulate.mock import mock_blocks
 from spectral_core.spectra.container import Spectra
 from spectral_core.spectra.preprocessing import select
 from spectral_core.spectra.restframe import rest_survey, to_rest
+from spectral_core.training.distributed import fit_on_gpus
 
 # %% [markdown]
 # What can a mock say about such a question? It can test the *method*: whether a rule finds a number that is known, whether filled pixels are right, whether

@@ -49,7 +49,6 @@ from spectral_core.archives.targets import bgs_cuts, mws_cuts
 from spectral_core.archives.templates import read_redrock_templates
 from spectral_core.archives.widths import read_line_widths
 from spectral_core.core import ConfigError, generator
-from spectral_core.training.distributed import fit_on_gpus
 from spectral_core.figures.detection import plot_label_counts, plot_recall, plot_roc
 from spectral_core.figures.latents import plot_latent_distances
 from spectral_core.figures.panels import plot_architecture
@@ -62,6 +61,7 @@ from spectral_core.simulate.milkyway import mock_stars
 from spectral_core.simulate.milkyway import mws_cuts as mws_target_cuts
 from spectral_core.simulate.oddities import GROUPS, plant_desi, plant_desi_all
 from spectral_core.simulate.photometry import bgs_cuts as bgs_target_cuts
+from spectral_core.training.distributed import fit_on_gpus
 
 # %% [markdown]
 # ## What the paper asks

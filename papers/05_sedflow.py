@@ -38,7 +38,6 @@ from IPython.display import display
 import spectral_core as sc
 from spectral_core.archives.nsa import clean_photometry, mass_steps, nsa_mass, nsa_photometry, quality_cuts, read_nsa
 from spectral_core.core import ConfigError
-from spectral_core.training.distributed import fit_on_gpus
 from spectral_core.figures.calibration import plot_c2st, plot_coverage, plot_intervals, plot_pp, plot_ranks
 from spectral_core.figures.gain import plot_gain
 from spectral_core.figures.posteriors import plot_corner, plot_masses, plot_photometry, plot_training_set, plot_training_size
@@ -57,6 +56,7 @@ from spectral_core.simulate.photosurvey import mock_photometry
 from spectral_core.simulate.priors import Prior
 from spectral_core.simulate.provabgs import load_provabgs
 from spectral_core.simulate.spectrophotometry import fibre_spectra
+from spectral_core.training.distributed import fit_on_gpus
 
 # %% [markdown]
 # Where do the hours go? A chain asks the model at each step, more than $10^5$ times a galaxy, and the paper's takes a third of a second for an answer. Nothing

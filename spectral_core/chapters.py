@@ -93,7 +93,7 @@ def _read_notebook(path: str | Path) -> dict:
         raise ConfigError(f"{path} cannot be read as a notebook: {error}") from error
     return notebook
 
-
+# %% ../nbs/83_chapters.ipynb #979b7e1d
 def _as_kind(name: str, value: Any, kind: type) -> Any:
     "`value` as the annotated type: text from the command line is read, any other type must fit."
     words = {"true": True, "false": False}
@@ -105,7 +105,7 @@ def _as_kind(name: str, value: Any, kind: type) -> Any:
     if type(value) is not kind: raise ConfigError(f"parameter {name!r} must be {kind.__name__}, not {value!r}")
     return value
 
-
+# %% ../nbs/83_chapters.ipynb #2abc78d6
 def check_parameters(declared: dict[str, tuple[type, Any]], given: dict[str, Any]) -> dict[str, Any]:
     "All parameters with their values: the given ones checked, the others at their defaults."
     for name in given:
@@ -118,7 +118,7 @@ def check_parameters(declared: dict[str, tuple[type, Any]], given: dict[str, Any
         raise ConfigError("data are given but the source is 'mock'; say whose they are: --source sdss (in Python source='sdss')")
     return values
 
-# %% ../nbs/83_chapters.ipynb #f56b293c
+# %% ../nbs/83_chapters.ipynb #eac4b3ad
 def _cell_problems(target: Path) -> list[str]:
     "Code cells of an executed notebook that did not complete."
     cells = [c for c in _read_notebook(target)["cells"] if c["cell_type"] == "code" and c["source"].strip()]
@@ -126,7 +126,7 @@ def _cell_problems(target: Path) -> list[str]:
            or c["execution_count"] is None or any(o["output_type"] == "error" for o in c["outputs"])]
     return [f"code cell {bad[0]} of {len(cells)} did not complete"] if bad else []
 
-
+# %% ../nbs/83_chapters.ipynb #0ff84242
 def result_problems(staging: Path, parameters: dict[str, Any], started: float) -> list[str]:
     "What is wrong with the results a chapter left in its staging folder."
     path = staging / "results.json"
@@ -183,7 +183,7 @@ def _set_aside(out: Path) -> None:
     former.mkdir()
     for path in earlier: path.replace(former / path.name)
 
-
+# %% ../nbs/83_chapters.ipynb #1c36f7c2
 def _earlier_run(out: Path, identity: dict, notebook: Path, stale: str) -> dict | None:
     "Results of this very run, None where it must run (on); what else lies in `out` is refused or set aside."
     try:
@@ -193,7 +193,7 @@ def _earlier_run(out: Path, identity: dict, notebook: Path, stale: str) -> dict 
         print(f"{error.args[0].partition(';')[0]}: set aside", file=sys.stderr)
         return _set_aside(out)
 
-
+# %% ../nbs/83_chapters.ipynb #fd2a90bc
 def _run(notebook: Path, out: Path, values: dict, fingerprint: str, timeout: float | None, progress: bool) -> dict:
     "Execute, judge, and publish or keep the failed notebook."
     started, target = time.time(), out / f".{notebook.stem}.part.ipynb"
