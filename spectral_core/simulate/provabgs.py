@@ -85,7 +85,7 @@ class Provabgs:
         columns = _in_blocks(some, theta, z).unbind(-1)
         return dict(zip(("log_sfr_1gyr", "log_z_mw", "age_mw", "log_mstar_surviving"), columns, strict=True))
 
-
+# %% ../../nbs/33_simulate.provabgs.ipynb #89969d3e
 def _in_blocks(work: Callable, theta: Tensor, z: Tensor | float) -> Tensor:
     "`work` on blocks of rows of theta (..., 11) with z broadcast to them."
     if theta.shape[-1:] != (11,): raise ConfigError(f"theta has 11 columns (histories.THETA), not shape {tuple(theta.shape)}")
