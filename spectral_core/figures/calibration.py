@@ -77,7 +77,7 @@ def plot_ranks(scores: Mapping[str, np.ndarray], names: Sequence[str], *, n_bin:
     figure.supylabel("density", fontsize=9)
     return figure
 
-# %% ../../nbs/78_figures.calibration.ipynb #b8f8b83a
+# %% ../../nbs/78_figures.calibration.ipynb #8a4ba342
 @styled
 def plot_coverage(curves: Mapping[str, Table]) -> Figure:
     "Expected coverage of TARP, method → table of `coverage_curve`, and its distance from the diagonal (Lemos+23, Fig. 2)."
@@ -93,7 +93,7 @@ def plot_coverage(curves: Mapping[str, Table]) -> Figure:
     left.legend(loc="upper left")
     return figure
 
-
+# %% ../../nbs/78_figures.calibration.ipynb #05a69a7b
 @styled
 def plot_intervals(tables: Mapping[str, Table], *, levels: Sequence[float] = (0.68, 0.95), tolerance: float = 0.05) -> Figure:
     "Coverage of central intervals per parameter, method → `calibration_table`, with its error and the tolerance asked for."
