@@ -70,7 +70,7 @@ def _median_panel(ax: Axes, name: str, cells: tuple[np.ndarray, ...] | None) -> 
     extend = ("neither", "min", "max", "both")[(np.nanmin(median) < low) + 2 * (np.nanmax(median) > high)]
     ax.figure.colorbar(picture, ax=ax, extend=extend, pad=0.02)
 
-
+# %% ../../nbs/77_figures.properties.ipynb #8edd4a01
 @styled
 def plot_median_maps(
     maps: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray] | None],  # label → median (bx, by), x edges, y edges
@@ -159,7 +159,7 @@ def _mark(axes: Sequence[Axes], low: float, high: float, marks: Mapping[str, Seq
         for ax in axes: ax.axvline(at, color="0.6", lw=0.6, ls=":", zorder=0)
         axes[0].text(at, 1.0 + 0.075 * (i % 2), name, transform=axes[0].get_xaxis_transform(), ha="center", size=7, c="0.35")
 
-
+# %% ../../nbs/77_figures.properties.ipynb #57670c9b
 def _walk(ax: Axes, wave: np.ndarray, name: str, steps: np.ndarray, values: np.ndarray, inside: np.ndarray) -> None:
     "The spectra of one walk in the colours of their values, with the colour scale."
     steps, values, inside = _curve(wave, steps, f"the walk along {name!r}"), _plain(values), np.asarray(inside, dtype=bool)
@@ -225,7 +225,7 @@ def _window_means(wave: np.ndarray, values: np.ndarray, width: float) -> tuple[n
     count, total = (np.histogram(wave[known], edges, weights=weights)[0] for weights in (None, values[known]))
     return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0), edges
 
-
+# %% ../../nbs/77_figures.properties.ipynb #d7301530
 def _importance(ax: Axes, wave: np.ndarray, curves: Mapping[str, np.ndarray], window: float, split: float) -> None:
     "Mean absolute attributions, thin by pixel and bold by window."
     curves = {name: values for name, values in curves.items() if np.nansum(values) > 0}
