@@ -48,7 +48,7 @@ def load_filler(path: str | Path) -> GapFiller:
 
 # %% ../nbs/53_inputs.ipynb #adb16c4f
 def rest_normalised(spectra: Spectra, survey: Survey) -> Spectra:
-    "On a rest-frame grid, with a median of 0.5 in the survey's window (Iwasaki+23 §2)."
+    "On a rest-frame grid, with a median of 0.5 in the survey's window (the public code of Iwasaki+23)."
     rest = normalise(to_rest(spectra, survey, method="overlap"))
     return rest.replace(flux=rest.flux / 2, ivar=4 * rest.ivar)
 
