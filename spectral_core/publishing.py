@@ -34,7 +34,7 @@ def _code(notebook: dict) -> list[dict]:
     "The code cells, without the one the runner put in."
     return [c for c in notebook["cells"] if c["cell_type"] == "code" and "injected-parameters" not in c["metadata"].get("tags", [])]
 
-
+# %% ../nbs/87_publishing.ipynb #cca6f271
 def _check_code(source: dict, executed: dict, folder: Path) -> None:
     "Raise RunError where a code cell of the run is not that of the chapter."
     theirs, ours = ([_text(c).strip() for c in _code(n)] for n in (executed, source))
@@ -42,7 +42,7 @@ def _check_code(source: dict, executed: dict, folder: Path) -> None:
     first = next((i for i, (a, b) in enumerate(zip(theirs, ours)) if a != b), min(len(theirs), len(ours)))
     raise RunError(f"{folder} ran other code than the chapter holds now (code cell {first + 1}, of {len(ours)}); run the chapter again")
 
-
+# %% ../nbs/87_publishing.ipynb #40b2d0c5
 def _check_parameters(notebook: Path, results: dict, folder: Path) -> None:
     "Raise RunError where the run's parameters are not the chapter's defaults, places apart."
     told = {name: default for name, (_, default) in read_parameters(notebook).items() if name not in ("run_id", "out")}
@@ -65,7 +65,7 @@ def _light(data: dict, out: str, name: str) -> dict:
     if "image/png" in shown: return {"image/png": b64encode(light_png(b64decode("".join(shown["image/png"])))).decode() + "\n"}
     return {kind: _plain(text, out, name) for kind, text in shown.items()}
 
-
+# %% ../nbs/87_publishing.ipynb #e65f251d
 def _outputs(cell: dict, out: str, name: str, count: int) -> list[dict]:
     "A cell's outputs, fit to be read."
     kept = []
@@ -92,7 +92,7 @@ def _banner(results: dict) -> dict:
                         f"spectral-core {version}. Claims: {counts or 'none'}; they stand at the end. This copy is made by `make executed`; "
                         f"its source is `papers/{results['chapter']}.ipynb`.")
 
-
+# %% ../nbs/87_publishing.ipynb #33d855b2
 def _escape(text: str) -> str:
     return re.sub(r"([|*$<\\`\[\]])", r"\\\1", text)
 
@@ -172,7 +172,7 @@ def publish(
         with atomic_write(path) as temporary: temporary.write_bytes(content)
     return list(made)
 
-
+# %% ../nbs/87_publishing.ipynb #3d7f842c
 def main() -> None:
     "`python -m spectral_core.publishing RUNS EXECUTED PICTURES`"
     if len(sys.argv) != 4: raise SystemExit(f"usage: {main.__doc__.strip('`')}")
