@@ -41,7 +41,7 @@ class Second(NamedTuple):
         "Does it stand out from what a poor model leaves over at any redshift? A hint, not a significance."
         return self.delta_chi2 > 25 and self.delta_chi2 > 1.5 * self.runner_up
 
-
+# %% ../../nbs/78_figures.vetting.ipynb #734cccbf
 class _Curves(NamedTuple):
     "What is drawn of one spectrum, on rest wavelengths (m,); NaN where there is nothing."
 
@@ -73,7 +73,7 @@ def _curves(spectrum: Spectra, model: np.ndarray | None, width: int) -> _Curves:
     sure = weight > 0.1 * np.median(weight[weight > 0]) if (weight > 0).any() else weight > 0  # the noisy ends don't set the scale
     return _Curves(spectrum.wave[rows] / (1 + z), flux, smooth(flux, weight, width), sure, model, pull)
 
-
+# %% ../../nbs/78_figures.vetting.ipynb #489a9227
 def _range(curves: _Curves, rows: np.ndarray | slice, clip: float) -> tuple[float, float]:
     "Vertical limits that hold the smoothed spectrum but for its worst `clip` percent on each side, and all of the model."
     seen = curves.soft[rows][np.isfinite(curves.soft[rows]) & curves.sure[rows]]
@@ -96,7 +96,7 @@ def _flux_panel(ax: Axes, c: _Curves, window: tuple[float, float] | None = None)
     ax.set(xlim=(low, high), ylim=_range(c, rows, 0.2 if high - low > 1000 else 0.0))  # in a zoom every pixel counts
     return True
 
-# %% ../../nbs/78_figures.vetting.ipynb #734cccbf
+# %% ../../nbs/78_figures.vetting.ipynb #56ee8fe5
 def _name_lines(ax: Axes, lines: Mapping[str, float], factor: float, color: str, size: float) -> None:
     "Thin lines at rest wavelengths × factor, with names at the top, each in the first row where it has room."
     low, high = ax.get_xlim()
@@ -111,7 +111,7 @@ def _name_lines(ax: Axes, lines: Mapping[str, float], factor: float, color: str,
         ax.annotate(name, (at, 1.0), (0, -1 - (size + 1.5) * row), xycoords=ax.get_xaxis_transform(), textcoords="offset points", ha="center", va="top",
                     fontsize=size, color=color, bbox={"facecolor": "w", "alpha": 0.7, "lw": 0, "pad": 0.4})
 
-
+# %% ../../nbs/78_figures.vetting.ipynb #2dc2b1bc
 def _main(ax: Axes, c: _Curves, z: float, size: float) -> None:
     "The whole spectrum, names of its lines, observed wavelengths on top."
     if not _flux_panel(ax, c):
@@ -137,7 +137,7 @@ def _residual(ax: Axes, c: _Curves, z: float, second: Second | None, size: float
     ax.set(xlim=(c.wave[0], c.wave[-1]), ylim=(-size_y, size_y * (1.0 if second is None else 1.9)))
     if second is not None: _name_lines(ax, LABELS, (1 + second.z) / (1 + z), OTHER, size)
 
-# %% ../../nbs/78_figures.vetting.ipynb #56ee8fe5
+# %% ../../nbs/78_figures.vetting.ipynb #541f6c60
 def _zooms(axes: Sequence[Axes], c: _Curves, zooms: Mapping[str, tuple[float, float]], size: float) -> None:
     "Windows of diagnostic lines; a note where one was not observed."
     for ax, (name, window) in zip(axes, zooms.items()):
@@ -161,7 +161,7 @@ def _alike(axes: Sequence[Axes], c: _Curves, others: Spectra | None, titles: Seq
         ax.locator_params(nbins=4)
         ax.tick_params(labelsize=size, labelbottom=i == min(len(axes), len(others)) - 1)
 
-
+# %% ../../nbs/78_figures.vetting.ipynb #88a485e1
 @styled
 def plot_case(
     spectrum: Spectra,  # one, normalised or not
