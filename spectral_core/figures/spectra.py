@@ -30,7 +30,7 @@ LABELS = {  # rest-frame Å, vacuum
     "[O I]": 6302.0, "Hα": 6564.6, "[S II]": 6725.5,
 }  # fmt: skip
 
-
+# %% ../../nbs/77_figures.spectra.ipynb #cdacab86
 def _limits(flux: np.ndarray, model: np.ndarray | None, clip: float) -> tuple[float, float]:
     "Vertical limits that show the data but not the worst `clip` percent of pixels, and all of the model."
     seen = flux[np.isfinite(flux)]
@@ -49,7 +49,7 @@ def _draw(
     if model is not None: ax.plot(wave, model, color=MODEL, lw=0.9)
     ax.set(xlim=(wave[0], wave[-1]), ylim=_limits(flux, model, clip))
 
-
+# %% ../../nbs/77_figures.spectra.ipynb #4d9df6ef
 def _zoom(ax: Axes, name: str, wave: np.ndarray, arrays: list, window: tuple[float, float]) -> None:
     "The part of a spectrum inside a rest window, or a note that it was not observed."
     rows = (wave > window[0]) & (wave < window[1])
@@ -210,7 +210,7 @@ def mean_residual(
     total = np.where(known, total, np.nan)
     return 10 ** (first + (np.arange(len(total)) + 0.5) * step), top / total, 1 / np.sqrt(total)
 
-
+# %% ../../nbs/77_figures.spectra.ipynb #20eb14da
 @styled
 def plot_chi2(spectra: Spectra, reconstruction: np.ndarray, chi2_valid: np.ndarray) -> Figure:
     "χ² per valid pixel over S/N, and the mean residual spectrum in the rest and in the observed frame."
