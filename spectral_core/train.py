@@ -140,7 +140,7 @@ def _train_epoch(state: _State, data: Any, rows: np.ndarray, epoch: int, tick: C
         tick()
     return state.means(seen)
 
-
+# %% ../nbs/50_train.ipynb #6a01f5f5
 @torch.no_grad()
 def _validate(state: _State, data: Any, rows: np.ndarray) -> dict[str, float]:
     "Means of the terms over the whole validation set, the same random numbers every time."
