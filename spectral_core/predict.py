@@ -43,7 +43,7 @@ def in_batches(function: Callable[[slice], np.ndarray], n: int, batch_size: int,
                 batch_size //= 2
     return parts
 
-
+# %% ../nbs/51_predict.ipynb #0dae1d50
 def _apply(model: nn.Module, spectra: Any, function: Callable[[Any], Tensor], shape: tuple[int, ...], batch_size: int, device: str) -> np.ndarray:
     "float64 rows of `function(batch)`, NaN for spectra with a fatal flag."
     check_grid(model, spectra)
@@ -138,7 +138,7 @@ def _jacobian(model: nn.Module, b: Any) -> Tensor:
         rows = [torch.autograd.grad(column.sum(), flux, retain_graph=True)[0] for column in latents.unbind(1)]
     return torch.stack(rows, 1) * (b.weight > 0)[:, None]
 
-
+# %% ../nbs/51_predict.ipynb #df396b0d
 def _norm_window(survey: Any, b: Any) -> Tensor:
     "Share (n, m) of each good pixel in the mean over the survey's normalisation window, at each redshift."
     rest = torch.as_tensor(survey.grid.wave, device=b.flux.device) / (1 + b.z[:, None])
