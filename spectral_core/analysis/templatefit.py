@@ -39,7 +39,7 @@ class _Data(NamedTuple):
         weight = redrock_weight(spectra.wave, flux, spectra.weight.astype(np.float64))
         return cls(weight, weight * flux, (weight * flux**2).sum(axis=1))
 
-
+# %% ../../nbs/66_analysis.templatefit.ipynb #a40ff592
 def _design(template: Template, grid: Grid, lsf: np.ndarray, z: np.ndarray) -> np.ndarray:
     "Basis vectors (nz, k, m) on a survey's grid, at its resolution."
     design = bin_template(template, grid.edges, z)
@@ -89,7 +89,7 @@ def parabola(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
         width = np.where(sound, 1 / np.sqrt(np.where(sound, bend, 1)), np.nan)
         return x[..., 1] + np.where(sound, shift, 0), y[..., 1] - np.where(sound, tilt**2 / (4 * bend), 0), width
 
-
+# %% ../../nbs/66_analysis.templatefit.ipynb #7b0474bd
 def lowest_minima(chi2: np.ndarray, z: np.ndarray, n: int, apart_kms: float) -> dict[str, np.ndarray]:
     "The `n` lowest minima, `apart_kms` or more apart, of each row of χ² (rows, nz): z, chi2, zerr, low, high, edge (rows, n)."
     padded = np.pad(chi2, ((0, 0), (1, 1)), constant_values=np.inf)
