@@ -110,7 +110,8 @@ def check_parameters(declared: dict[str, tuple[type, Any]], given: dict[str, Any
     "All parameters with their values: the given ones checked, the others at their defaults."
     for name in given:
         if name not in declared:
-            raise ConfigError(f"no parameter {name!r}; did you mean {nearest(name, declared) or sorted(declared)!r}?")
+            hint = f"did you mean {close!r}?" if (close := nearest(name, declared)) else f"there are {', '.join(sorted(declared))}"
+            raise ConfigError(f"no parameter {name!r}; {hint}")
     values = {n: _as_kind(n, given[n], kind) if n in given else default for n, (kind, default) in declared.items()}
     for name, words in CHOICES.items():
         if values[name] not in words: raise ConfigError(f"{name} must be one of {words}, not {values[name]!r}")
@@ -187,11 +188,13 @@ def _set_aside(out: Path) -> None:
 def _earlier_run(out: Path, identity: dict, notebook: Path, stale: str) -> dict | None:
     "Results of this very run, None where it must run (on); what else lies in `out` is refused or set aside."
     try:
-        return finished_run(out, identity, notebook, strict=stale == "redo")
+        results = finished_run(out, identity, notebook, strict=stale == "redo")
     except ConfigError as error:
         if stale == "refuse": raise
         print(f"{error.args[0].partition(';')[0]}: set aside", file=sys.stderr)
         return _set_aside(out)
+    if results and not (out / "report.html").exists(): write_report(out, out / "report.html")  # killed just before it
+    return results
 
 # %% ../nbs/83_chapters.ipynb #fd2a90bc
 def _run(notebook: Path, out: Path, values: dict, fingerprint: str, timeout: float | None, progress: bool) -> dict:

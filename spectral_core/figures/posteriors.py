@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..core import DataError
-from .style import DATA, FAINT, MODEL, OTHER, Picture, finite_values, new_figure, styled
+from .style import DATA, FAINT, MODEL, OTHER, Picture, finite_values, new_figure, plain, styled
 from ..inference.calibration import quantiles
 
 # %% auto #0
@@ -70,7 +70,7 @@ def _limits(columns: Sequence[np.ndarray]) -> tuple[float, float]:
 # %% ../../nbs/77_figures.posteriors.ipynb #a9aaba69
 def _finite_rows(sample: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     "The columns of a sample, at the rows where all of them are finite; DataError without any."
-    columns = np.stack([np.asarray(v, dtype=np.float64) for v in sample.values()])
+    columns = np.stack([plain(v) for v in sample.values()])
     columns = columns[:, np.isfinite(columns).all(axis=0)]
     if not columns.size: raise DataError(f"nothing to draw: no row of {name!r} is finite")
     return dict(zip(sample, columns))
@@ -157,7 +157,7 @@ def plot_photometry(
     filters: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,  # band → wavelength (Å), response
 ) -> Figure:
     "Posterior predictions against the photometry of one galaxy (Hahn & Melchior 2022, Fig. 2, below)."
-    mags, sigma, *state = (np.asarray(v, dtype=np.float64) for v in observed)
+    mags, sigma, *state = map(plain, observed)
     state = state[0] if state else np.zeros(len(mags))
     predicted = {name: named_columns(p, wave, f"magnitudes of {name}") for name, p in predicted.items()}
     figure, ((top,), (low,)) = new_figure(2, 1, (6.4, 5.2), sharex=True, height_ratios=(1.6, 1))
@@ -199,7 +199,7 @@ def plot_training_size(n_train: Sequence[int], values: Mapping[str, np.ndarray],
     n_train = np.asarray(n_train, dtype=np.float64)
     figure, axes = new_figure(1, len(values), (3.1 * len(values), 2.7))
     for ax, (name, v) in zip(axes[0], values.items()):
-        v = np.asarray(v, dtype=np.float64).reshape(len(v), -1)
+        v = plain(v).reshape(len(v), -1)
         if len(v) != len(n_train): raise DataError(f"{name}: {len(v)} values for {len(n_train)} sizes")
         known = finite_values(v, name)
         log = (known > 0).all() and known.max() > 50 * known.min()
@@ -223,7 +223,7 @@ def plot_masses(
     name: str = "NSA",
 ) -> Figure:
     "Masses of the posteriors against those of a catalogue, and what each step of the conversion does to their difference."
-    x, y, e = (np.asarray(v, dtype=np.float64) for v in (catalogue, median, error))
+    x, y, e = map(plain, (catalogue, median, error))
     use = np.isfinite(x) & np.isfinite(y)
     if not use.any(): raise DataError("nothing to draw: no galaxy has both masses")
     x, y, limits = x[use], y[use], _limits([x[use], y[use]])

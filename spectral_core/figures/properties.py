@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from ..core import DataError
-from .style import DATA, FAINT, MODEL, OTHER, finite_values, new_figure, styled
+from .style import DATA, FAINT, MODEL, OTHER, finite_values, new_figure, plain, styled
 from ..spectra.lines import line_wave
 
 # %% auto #0
@@ -26,22 +26,16 @@ __all__ = ['MARKS', 'WALK', 'BLOCKS', 'plot_median_maps', 'plot_bic_grid', 'plot
            'plot_information', 'plot_attribution', 'plot_network']
 
 # %% ../../nbs/77_figures.properties.ipynb #6d47b379
-def _plain(values: np.ndarray) -> np.ndarray:
-    "float64, with masked and infinite entries as NaN."
-    values = np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan)
-    return np.where(np.isfinite(values), values, np.nan)
-
-
 def _curve(wave: np.ndarray, values: np.ndarray, what: str) -> np.ndarray:
     "Values (..., L) over `wave` (L,) as float64; DataError where the lengths differ."
-    values = _plain(values)
+    values = plain(values)
     if values.shape[-1:] != wave.shape: raise DataError(f"{what} has shape {values.shape} for {len(wave)} wavelengths")
     return values
 
 
 def _require(arrays: Iterable[np.ndarray], what: str) -> None:
     "DataError where none of some arrays has a finite value."
-    finite_values(np.concatenate([[], *(np.ravel(_plain(values)) for values in arrays)]), what)
+    finite_values(np.concatenate([[], *(np.ravel(plain(values)) for values in arrays)]), what)
 
 
 def _panels(n: int, columns: int, size: tuple[float, float], **subplots: object) -> tuple[Figure, list[Axes]]:
@@ -60,7 +54,7 @@ def _say(ax: Axes, text: str) -> None:
 # %% ../../nbs/77_figures.properties.ipynb #6bfbd6cb
 def _median_panel(ax: Axes, name: str, cells: tuple[np.ndarray, ...] | None) -> None:
     "One map with its colour scale."
-    median, *edges = [np.full((0, 0), np.nan)] if cells is None else [_plain(part) for part in cells]
+    median, *edges = [np.full((0, 0), np.nan)] if cells is None else [plain(part) for part in cells]
     ax.set_title(name)
     if not np.isfinite(median).any(): return _say(ax, "no source has it")
     shape = tuple(len(e) - 1 for e in edges)
@@ -96,7 +90,7 @@ def plot_bic_grid(
     name: str = "BIC",
 ) -> Figure:
     "A criterion for each fit as a table in shades (Iwasaki+23 Fig. 2); DataError where no cell has a value."
-    values, lowest, best = _plain(values), finite_values(values, name).min(), best and tuple(best)
+    values, lowest, best = plain(values), finite_values(values, name).min(), best and tuple(best)
     shape = len(rows), len(columns)
     if values.shape != shape: raise DataError(f"values of shape {values.shape} for {shape[0]} rows and {shape[1]} columns")
     figure, ((ax,),) = new_figure(size=(2.6 + 0.62 * len(columns), 1.2 + 0.42 * len(rows)))
@@ -127,13 +121,13 @@ def plot_dimension(
     "Held-out IWAE, active units and χ² over the number of latents; DataError without a finite iwae."
     finite_values(summary["iwae"], "iwae")
     order = np.argsort(summary["n_latent"])
-    n, iwae, error = (_plain(summary[name])[order] for name in ("n_latent", "iwae", "iwae_error"))
+    n, iwae, error = (plain(summary[name])[order] for name in ("n_latent", "iwae", "iwae_error"))
     level = iwae[np.nanargmax(iwae)] - error[np.nanargmax(iwae)]  # NaN where no error is known: then no rule
     chosen = int(n[iwae >= level].min()) if np.isfinite(level) else None
     figure, (panels,) = new_figure(1, 3, (9.0, 3.1))
     labels = {"iwae": "IWAE (nats per spectrum)", "active": "active units", "chi2": r"$\chi^2$ per spectrum"}
     for ax, (name, label) in zip(panels, labels.items()):
-        y, error = (_plain(summary[column])[order] for column in (name, f"{name}_error"))
+        y, error = (plain(summary[column])[order] for column in (name, f"{name}_error"))
         if chosen is not None: ax.axvline(chosen, color=MODEL, lw=1.4, zorder=0, label=f"chosen: {chosen}")
         if truth is not None: ax.axvline(truth, color=DATA, lw=1.0, ls="--", zorder=0, label=f"truth: {truth}")
         ax.errorbar(n, y, np.nan_to_num(error), color=OTHER, marker="o", ms=3, capsize=2)
@@ -162,7 +156,7 @@ def _mark(axes: Sequence[Axes], low: float, high: float, marks: Mapping[str, Seq
 # %% ../../nbs/77_figures.properties.ipynb #57670c9b
 def _walk(ax: Axes, wave: np.ndarray, name: str, steps: np.ndarray, values: np.ndarray, inside: np.ndarray) -> None:
     "The spectra of one walk in the colours of their values, with the colour scale."
-    steps, values, inside = _curve(wave, steps, f"the walk along {name!r}"), _plain(values), np.asarray(inside, dtype=bool)
+    steps, values, inside = _curve(wave, steps, f"the walk along {name!r}"), plain(values), np.asarray(inside, dtype=bool)
     if not steps.shape[:-1] == values.shape == inside.shape: raise DataError(f"steps and values along {name!r} differ in number")
     known = np.unique(finite_values(values, f"value along {name}"))
     scale = ScalarMappable(Normalize(known[0], max(known[-1], known[0] + 1e-9)), WALK)
@@ -203,7 +197,7 @@ def plot_information(table: Table) -> Figure:
     figure, panels = _panels(len(properties), 4, (2.3, 2.1), sharey=True)
     for ax, name in zip(panels, properties):
         part = table[np.asarray(table["property"]) == name]
-        mi, error, null = (_plain(part[column]) for column in ("mi", "error", "null"))
+        mi, error, null = (plain(part[column]) for column in ("mi", "error", "null"))
         x = np.arange(len(part))
         ax.bar(x, mi, 0.7, yerr=np.nan_to_num(error), color=OTHER, ecolor=DATA, capsize=2)
         ax.hlines(null, x - 0.45, x + 0.45, color=MODEL, lw=1.2)
@@ -212,7 +206,7 @@ def plot_information(table: Table) -> Figure:
             for i in np.flatnonzero(np.isnan(mi)):
                 ax.text(i, np.nan_to_num(null[i]), " no value", rotation=90, ha="center", va="bottom", color="0.5", fontsize=7)
         ax.set(title=name, xlim=(-0.6, len(part) - 0.4), xticks=x, xticklabels=part["latent"])
-    panels[0].set_ylim(bottom=1.3 * min(0.0, np.nanmin(_plain(table["mi"]) - np.nan_to_num(_plain(table["error"])))))
+    panels[0].set_ylim(bottom=1.3 * min(0.0, np.nanmin(plain(table["mi"]) - np.nan_to_num(plain(table["error"])))))
     figure.legend(handles=[Line2D([], [], color=MODEL, label="95 % of unrelated quantities")], loc="outside lower center")
     figure.supylabel("mutual information (nats)", fontsize=9)
     return figure

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ..core import DataError
 
 # %% auto #0
-__all__ = ['DATA', 'MODEL', 'OTHER', 'FAINT', 'STYLE', 'Picture', 'styled', 'new_figure', 'finite_values']
+__all__ = ['DATA', 'MODEL', 'OTHER', 'FAINT', 'STYLE', 'Picture', 'styled', 'new_figure', 'plain', 'finite_values']
 
 # %% ../../nbs/76_figures.style.ipynb #4122ef3a
 DATA, MODEL, OTHER, FAINT = "0.15", "#c2272d", "#2a6ebb", "0.75"
@@ -54,9 +54,15 @@ def new_figure(
     return figure, figure.subplots(rows, columns, squeeze=False, **subplots)
 
 
+def plain(values: np.ndarray) -> np.ndarray:
+    "float64, with masked and infinite entries as NaN."
+    values = np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
 def finite_values(values: np.ndarray, what: str) -> np.ndarray:
     "The finite values, flat; DataError where there is nothing to draw."
-    values = np.asarray(values, dtype=np.float64).ravel()
+    values = plain(values).ravel()
     values = values[np.isfinite(values)]
     if not len(values): raise DataError(f"nothing to draw: no finite {what}")
     return values

@@ -23,8 +23,8 @@ __all__ = ['smooth', 'Second', 'plot_case']
 # %% ../../nbs/78_figures.vetting.ipynb #32de1dae
 def smooth(flux: np.ndarray, weight: np.ndarray, width: int = 5) -> np.ndarray:
     "Weighted running mean (..., m) over `width` (odd) pixels; NaN where no pixel in reach has weight."
-    kernel = np.ones(width)
-    top, bottom = (np.apply_along_axis(np.convolve, -1, x, kernel, "same") for x in (np.where(weight > 0, flux * weight, 0.0), weight))
+    running = lambda x: np.convolve(x, np.ones(width))[width // 2 : width // 2 + len(x)]  # as long as x, also where x is short
+    top, bottom = (np.apply_along_axis(running, -1, x) for x in (np.where(weight > 0, flux * weight, 0.0), weight))
     return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
 
 # %% ../../nbs/78_figures.vetting.ipynb #98ad76ef

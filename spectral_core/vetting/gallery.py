@@ -114,7 +114,7 @@ def _head(cases: Cases, title: str, labels: Table, everything: Table) -> str:
 def _buttons(cases: Cases, labels: Table) -> str:
     "A button for each class in use, with the number of cases."
     here = labels[[int(i) in set(cases.spectra.id.tolist()) for i in labels["id"]]] if len(labels) else labels
-    counts = Counter(word for _, word in {(int(r["id"]), str(r["class"])) for r in here})
+    counts = Counter(word for _, word in sorted({(int(r["id"]), str(r["class"])) for r in here}))
     left = len(cases) - len(set(here["id"].tolist()))
     items = [("", "all", len(cases)), *((w, w, n) for w, n in counts.most_common()), ("unlabelled", "unlabelled", left)]
     shown = [f'<button data-show="{html.escape(w)}" aria-pressed="{str(not w).lower()}">{html.escape(text)} {n}</button>' for w, text, n in items if n]
