@@ -72,6 +72,7 @@ size = SIZES[profile]
 config = PAPER if profile == "paper" else COMPACT
 fit_model = fit_on_gpus if profile == "paper" else sc.fit  # each fit takes all GPUs of the machine
 SIMILARITY, CONSISTENCY, RECOVERY = (1.0, 1.0, 0.0) if profile == "paper" else (0.5, 1.0, 2.0)
+if source not in ("mock", "sdss"): raise ConfigError(f"source is 'mock' or 'sdss' in this chapter, not {source!r}")
 if train == "source" and source == "mock": raise ConfigError("train='source' trains on real spectra as well: choose source='sdss'")
 run = ChapterRun("01_redshift_invariance", run_id=run_id, profile=profile, source=source, train=train, data=data, seed=seed,
                  device=device, out=out)

@@ -84,6 +84,7 @@ SIZES = {
 }
 size = SIZES[profile]
 fit_model = fit_on_gpus if profile == "paper" else sc.fit  # each fit takes all GPUs of the machine
+if source not in ("mock", "sdss"): raise ConfigError(f"source is 'mock' or 'sdss' in this chapter, not {source!r}")
 if train != "mock": raise ConfigError("chapter 2 trains on the mock; real spectra go through the trained network with source='sdss'")
 run = ChapterRun("02_probabilistic_autoencoder", run_id=run_id, profile=profile, source=source, train=train, data=data, regions=regions, seed=seed,
                  device=device, out=out)

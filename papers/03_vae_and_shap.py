@@ -94,6 +94,7 @@ SIZES = {
 }
 size, published = SIZES[profile], profile == "paper"
 fit_model = fit_on_gpus if published else sc.fit  # each fit takes all GPUs of the machine
+if source not in ("mock", "sdss"): raise ConfigError(f"source is 'mock' or 'sdss' in this chapter, not {source!r}")
 if train == "source" and source == "mock": raise ConfigError("train='source' trains on real spectra as well: choose source='sdss'")
 run = ChapterRun("03_vae_and_shap", run_id=run_id, profile=profile, source=source, train=train, data=data, first=first, seed=seed, device=device, out=out)
 models = run.out / "models"

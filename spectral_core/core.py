@@ -71,11 +71,11 @@ class Flag(IntFlag):
 
 
 _IN_WORDS = {
-    Flag.NODATA: "no data",
+    Flag.NODATA: "no pixel with flux and a usable error",
     Flag.BAD_IVAR: "no usable errors",
     Flag.NO_NORM: "too few pixels to normalise by",
     Flag.BAD_NORM: "no positive continuum to normalise by",
-    Flag.BAD_Z: "no usable redshift",
+    Flag.BAD_Z: "no redshift within the model's range",
     Flag.LITTLE_COVERAGE: "little coverage",
     Flag.CROPPED: "cropped to the grid",
     Flag.REBINNED: "rebinned",

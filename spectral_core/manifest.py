@@ -76,7 +76,7 @@ def read_manifest(name: str | Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         hint = nearest(str(name), [other.stem for other in manifests_dir().glob("*.json")])
-        raise DataError(f"no data set {str(name)!r}" + (f"; did you mean {hint!r}?" if hint else "") + "; `spectral-core list` names them all") from None
+        raise DataError(f"no data set {str(name)!r}" + (f"; did you mean {hint!r}?" if hint else ";") + " `spectral-core list` names them all") from None
     except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}") from error
     return {"name": file.stem} | _checked(manifest, str(file))

@@ -47,7 +47,7 @@ def _native(array: Any, dtype: str, shape: tuple[int, ...], name: str) -> np.nda
     "A native-endian array of the given type; masked arrays lose their masked values, wrong shapes raise."
     if isinstance(array, np.ma.MaskedArray): array = array.filled(np.nan if array.dtype.kind == "f" else 0)
     array = np.asarray(array)
-    if array.shape != shape: raise SpectrumError(f"{name} has shape {array.shape}, expected {shape}")
+    if array.shape != shape: raise SpectrumError(f"{name} has shape {array.shape}, expected {shape} for {shape[0]} redshifts")
     return array.astype(np.dtype(dtype), copy=False)
 
 
