@@ -71,7 +71,7 @@ class Flag(IntFlag):
 
 
 _IN_WORDS = {
-    Flag.NODATA: "no pixel with flux and a usable error",
+    Flag.NODATA: "no data with a usable error",
     Flag.BAD_IVAR: "no usable errors",
     Flag.NO_NORM: "too few pixels to normalise by",
     Flag.BAD_NORM: "no positive continuum to normalise by",

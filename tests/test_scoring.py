@@ -61,7 +61,7 @@ def test_every_file_has_one_row_and_every_odd_row_a_reason(folder, own, mock):
     assert (unranked["rank"] == -1).all() and all(unranked["reason"])
     assert not any(str(folder) in text or "; wanted" in text for text in table["reason"])  # the file has its column
     flagged = table[table["list"] == "flagged"]
-    for words in ("no redshift within", "no pixel with flux"): assert any(words in text for text in flagged["reason"])
+    for words in ("no redshift within", "no data with a usable error"): assert any(words in text for text in flagged["reason"])
     assert not any(bit.name in text for bit in Flag for text in table["reason"])
     assert sorted(np.asarray(flagged["flag"]) & int(Flag.NODATA | Flag.BAD_Z)) == [Flag.NODATA, Flag.BAD_Z]
     assert np.isnan(flagged["neg_log_prob"]).all()

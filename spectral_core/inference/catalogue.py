@@ -101,7 +101,7 @@ def support_distance(posterior: Posterior, train: PhotometricSample, mags: Tenso
 
 # %% ../../nbs/74_inference.catalogue.ipynb #e5cbc6da
 def posterior(
-    mags: Sequence[float], sigma: Sequence[float], z: float, *,  # AB ugriz and errors; NaN where a band is missing
+    mags: Sequence[float], sigma: Sequence[float], z: float, *,  # AB ugriz and errors; a band is missing where it is NaN or not between 0 and 40
     n: int = 10_000, network: Posterior | str = "sedflow", model: SEDModel | None = None, seed: int = 0,
 ) -> Table:
     "Draws of PROPERTIES (n rows) of one galaxy, with `weight` and `log_likelihood` where a `model` is given; DataError says what is wrong with the input."
