@@ -111,7 +111,7 @@ def oxide_imprint(
     n_null: int = 500,
     seed: int = 0,
 ) -> Imprint:
-    "Mean squared correlation of residuals with the oxide pattern against displaced bands (Liang+23 Fig. 4, made a test)."
+    "Mean squared correlation of residuals with the oxide pattern against displaced bands (Liang+23b Fig. 4, made a test)."
     if residual.shape != weight.shape or residual.shape[1:] != pattern.shape:
         raise DataError(f"residuals {residual.shape}, weights {weight.shape} and pattern {pattern.shape} don't fit together")
     if n_null < 200: raise DataError(f"a 95 % range of {n_null} displacements is no range; take 200 or more")

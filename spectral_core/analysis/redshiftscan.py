@@ -43,9 +43,10 @@ def _chi2_at(model: nn.Module, spectra: Spectra, z: float, device: str) -> np.nd
 def _best(chi2: np.ndarray, z: np.ndarray, exclude_kms: float) -> Table:
     "The deepest minimum of each row of χ² (n, nz), and by how much it beats any minimum elsewhere."
     found = lowest_minima(np.where(np.isfinite(chi2), chi2, 1e30), z, 2, exclude_kms)
-    gap = found["chi2"][:, 1] - found["chi2"][:, 0]
+    order = np.argsort(found["chi2"], axis=1)  # the parabolas may turn the order of the grid
+    found = {key: np.take_along_axis(found[key], order, axis=1) for key in ("z", "zerr", "chi2")}
     known = np.isfinite(chi2).any(1)
-    values = {key: found[key][:, 0] for key in ("z", "zerr", "chi2")} | {"deltachi2": gap}
+    values = {key: value[:, 0] for key, value in found.items()} | {"deltachi2": found["chi2"][:, 1] - found["chi2"][:, 0]}
     return Table({key: np.where(known, value, np.nan) for key, value in values.items()})
 
 # %% ../../nbs/67_analysis.redshiftscan.ipynb #1994cdcd
