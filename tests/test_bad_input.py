@@ -129,8 +129,25 @@ def test_fault_03_missing_column(file):
 def test_fault_03_a_fits_file_of_something_else(tmp_path):
     fits.PrimaryHDU(np.zeros((4, 4))).writeto(tmp_path / "image.fits")
     fits.BinTableHDU.from_columns([fits.Column("mass", "D", array=[1.0])]).writeto(tmp_path / "catalogue.fits")
-    for name in ("image", "catalogue"):
-        with pytest.raises(DataError, match="no spectrum found; wanted a table"): read_sdss(tmp_path / f"{name}.fits")
+    columns = [fits.Column(name, "D", array=[1.0]) for name in ("Wave", "flux", "dflux")]
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "no_error.fits")
+    fits.PrimaryHDU().writeto(tmp_path / "nothing.fits")
+    found = {"image": "an image of 4 × 4 pixels", "catalogue": "no wave, flux, ivar or error in a table of mass",
+             "no_error": "no ivar or error in a table of wave, flux, dflux", "nothing": "no table"}
+    for name, words in found.items():
+        with pytest.raises(DataError, match=f"no spectrum found: {words}; wanted a table"): read_sdss(tmp_path / f"{name}.fits")
+
+
+@pytest.mark.parametrize("step", ["CDELT1", "CD1_1"])
+def test_fault_03_a_spectrum_written_as_an_image(tmp_path, step):
+    header, path = fits.Header({"CRVAL1": 4000.0, step: 2.0}), tmp_path / "iraf.fits"
+    for shape in ((9,), (4, 1, 9)):
+        fits.PrimaryHDU(np.zeros(shape), header).writeto(path, overwrite=True)
+        words = f"iraf.fits: an image with CRVAL1 and {step}: write a table .*own_spectra.md"
+        with pytest.raises(DataError, match=words): read_sdss(path)
+    header["CTYPE1"] = "RA---TAN"
+    fits.PrimaryHDU(np.zeros((9, 9)), header).writeto(tmp_path / "sky.fits")
+    with pytest.raises(DataError, match="an image of 9 × 9 pixels"): read_sdss(tmp_path / "sky.fits")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -295,7 +312,8 @@ def test_fault_12_irregular_grid_wrong_length_and_units_in_a_file(tmp_path):
     with pytest.raises(SpectrumError, match="neither a linear nor a log grid"): Grid.from_wave(irregular)
     with pytest.raises(SpectrumError, match=r"flux has shape \(2, 3900\)"): sample(2, flux=np.ones((2, 3900)))
     with pytest.raises(SpectrumError, match="ivar has shape"): sample(2, ivar=np.ones((3, M)))
-    for wave, words in ((WAVE / 10, "nm"), (WAVE[::-1], "must increase"), (np.log10(WAVE), "log10"), (-WAVE, "no wavelengths")):
+    odd = ((WAVE / 10, "nm"), (np.repeat(WAVE, 2)[:101], "must increase"), (np.log10(WAVE), "log10"), (-WAVE, "not a wavelength"))
+    for wave, words in odd:
         columns = [fits.Column(name, "D", array=array) for name, array in (("wave", wave), ("flux", WAVE), ("err", WAVE))]
         fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "odd.fits", overwrite=True)
         with pytest.raises(SpectrumError, match=f"odd.fits.*{words}"): read_sdss(tmp_path / "odd.fits")

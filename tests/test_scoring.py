@@ -82,8 +82,9 @@ def test_other_files_of_a_folder_are_counted(folder, mock):
 def test_a_table_without_a_spectrum_says_what_is_wanted_and_its_row_is_short(folder, own):
     Table({"x": [1.0]}).write(folder / "more" / "none.fits")
     table = score(folder, own, progress=False)
-    assert table["reason"][table["file"] == "more/none.fits"].tolist() == ["no spectrum found"]
-    with pytest.raises(DataError, match="none.fits: no spectrum found; wanted a table with wave"):
+    reason = "no spectrum found: no wave, flux, ivar or error in a table of x"
+    assert table["reason"][table["file"] == "more/none.fits"].tolist() == [reason]
+    with pytest.raises(DataError, match="none.fits: no spectrum found: .* a table of x; wanted a table with wave"):
         score(folder / "more" / "none.fits", own, progress=False)
 
 

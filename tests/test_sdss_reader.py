@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import re
 import warnings
 
 import numpy as np
@@ -307,12 +308,118 @@ def test_a_mock_says_so_in_its_files_and_a_real_file_never_does(tmp_path):
         assert read_sdss(path).table["simulated"][0] == (value is True)
 
 
+def own(folder, columns, units=None, header=None, vectors=False):
+    "A table as a person writes it: one row a pixel, or one row of vectors."
+    form = lambda v: (str(len(v)) if vectors else "") + ("L" if v.dtype == bool else "D")
+    made = [fits.Column(k, form(v), unit=(units or {}).get(k), array=v[None] if vectors else v) for k, v in columns.items()]
+    table = fits.BinTableHDU.from_columns(made)
+    table.header.update({"Z": 0.1} | (header or {}))
+    table.writeto(folder / "own.fits", overwrite=True)
+    return folder / "own.fits"
+
+
+WAVE, FLUX = np.linspace(5000.0, 5600, 601), np.linspace(1.0, 3, 601)
+PLAIN = {"wave": WAVE, "flux": FLUX, "error": 0.1 * FLUX}
+
+
+@pytest.mark.parametrize("unit", [
+    "1E-17 erg/cm^2/s/Ang", "1e-17 erg/cm2/s/A",
+    "1e-17 ergs s-1 cm-2 Angstroms-1", "1E-17 erg/s/cm^2/angstrom", "10**(-17) erg cm-2 sec-1 A-1",
+])
+def test_an_angstrom_is_spelled_in_many_ways(tmp_path, unit):
+    plain = read_sdss(own(tmp_path, PLAIN))
+    for wave in ("A", "Angstroms", "ang", "AA"): assert_same(read_sdss(own(tmp_path, PLAIN, {"wave": wave, "flux": unit})), plain)
+
+
+@pytest.mark.parametrize("unit", ["erg/s/cm2/Hz", "Jy", "mJy"])
+def test_a_flux_per_hertz_is_converted_pixel_by_pixel(tmp_path, unit):
+    plain = read_sdss(own(tmp_path, PLAIN))
+    to_unit = 1e-17 * WAVE**2 / 2.99792458e18 / {"erg/s/cm2/Hz": 1, "Jy": 1e-23, "mJy": 1e-26}[unit]
+    same = read_sdss(own(tmp_path, PLAIN | {"flux": FLUX * to_unit, "error": 0.1 * FLUX * to_unit}, {"flux": unit}))
+    np.testing.assert_allclose(same.flux, plain.flux, rtol=1e-6)
+    np.testing.assert_allclose(same.ivar, plain.ivar, rtol=1e-6)
+
+
+@pytest.mark.parametrize("vectors", [False, True])
+def test_a_logical_mask_is_bad_where_it_is_true(tmp_path, vectors):
+    bad = np.arange(601) // 100 == 2
+    spectra = read_sdss(own(tmp_path, PLAIN | {"mask": bad}, vectors=vectors))
+    good, plain = ~spectra.mask[0], ~read_sdss(own(tmp_path, PLAIN)).mask[0]
+    hidden = (spectra.wave > 5198) & (spectra.wave < 5301)
+    np.testing.assert_array_equal(good[~hidden], plain[~hidden])
+    assert not good[(spectra.wave > 5201) & (spectra.wave < 5298)].any()
+    path = own(tmp_path, PLAIN | {"mask": bad})
+    raw, pixel = path.read_bytes(), WAVE[5:6].astype(">f8").tobytes()
+    assert raw.count(b"F" + pixel) == 1
+    path.write_bytes(raw.replace(b"F" + pixel, b"\0" + pixel))
+    np.testing.assert_array_equal(read_sdss(path).mask[0], ~good)  # undefined is not True
+
+
+@pytest.mark.parametrize("name", ["flux", "error", "mask"])
+def test_columns_of_unequal_length_are_named_with_both_lengths(tmp_path, name):
+    columns = PLAIN | {"mask": np.zeros(601, bool)}
+    path = own(tmp_path, columns | {name: columns[name][:-10]}, vectors=True)
+    with pytest.raises(DataError, match=f"own.fits: column {name} has 591 pixels and wave 601"): read_sdss(path)
+
+
+def test_no_file_takes_the_others_along(tmp_path, monkeypatch):
+    from spectral_core.archives import sdss
+
+    paths, read = [spec(tmp_path / f"{name}.fits", PLATE=i + 1) for i, name in enumerate("abc")], sdss.read_spectrum
+    for error in (IndexError("out of bounds"), MemoryError("full"), KeyboardInterrupt()):
+        def broken(path, error=error):
+            if path.name == "b.fits": raise error
+            return read(path)
+
+        monkeypatch.setattr(sdss, "read_spectrum", broken)
+        with pytest.raises(type(error)): read_sdss(paths)
+        if not isinstance(error, IndexError):
+            with pytest.raises(type(error)): read_sdss(paths, on_error="skip")
+            continue
+        with pytest.warns(UserWarning, match="1 files were skipped"): spectra = read_sdss(paths, on_error="skip")
+        assert len(spectra) == 2 and spectra.table.meta["skipped"] == [("b.fits", "IndexError: out of bounds")]
+
+
+def test_wavelengths_may_run_down_and_the_first_odd_pixel_is_named(tmp_path):
+    columns = PLAIN | {"mask": np.arange(601) < 50}
+    down = own(tmp_path, {k: v[::-1] for k, v in columns.items()})
+    assert_same(read_sdss(down), read_sdss(own(tmp_path, columns)))
+    for at, value, words in ((5, np.nan, "wave is NaN at pixel 5,"), (100, WAVE[99], "wave repeats at pixel 100 .*must increase"),
+                             (100, 5000.5, "wave turns back at pixel 100 .*must increase")):
+        wave = np.where(np.arange(601) == at, value, WAVE)
+        with pytest.raises(SpectrumError, match=f"own.fits: {words}"): read_sdss(own(tmp_path, PLAIN | {"wave": wave}))
+
+
+def test_wavelengths_in_nm_without_a_unit_are_asked_about(tmp_path):
+    "On the common lattice, where a factor of ten is a whole number of pixels."
+    wave = 10 ** (3.6 + 1e-4 * np.arange(601))
+    for factor, unit in ((10, "nm"), (1e4, "µm")):
+        path = own(tmp_path, PLAIN | {"wave": wave / factor})
+        with pytest.raises(SpectrumError, match=f"wave runs from .* to .*is it in {unit}"): read_sdss(path)
+    assert read_sdss(own(tmp_path, PLAIN | {"wave": wave / 10}, {"wave": "nm"})).table["cropped"][0] == 0
+    assert read_sdss(own(tmp_path, PLAIN | {"wave": wave * 3})).mask.all()  # infrared: another range, not another unit
+
+
+@pytest.mark.parametrize("header", [{"AIRORVAC": "AIR"}, {"CTYPE1": "AWAV"}, {"CTYPE1": "AWAV-LOG"}, {"VACUUM": False}])
+def test_headers_say_air_in_several_ways(tmp_path, header):
+    from spectral_core.spectra.wavelength import vacuum_to_air
+
+    vacuum = read_sdss(own(tmp_path, PLAIN, header={"CTYPE1": "WAVE", "VACUUM": True}))
+    for key, value in (("wave", vacuum_to_air(WAVE)), ("loglam", np.log10(vacuum_to_air(WAVE)))):
+        air = read_sdss(own(tmp_path, {key: value} | {k: v for k, v in PLAIN.items() if k != "wave"}, header=header))
+        np.testing.assert_allclose(air.flux, vacuum.flux, rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["Z", "REDSHIFT", "Z_SPEC", "ZSPEC", "ZBEST", "Z_HELIO"])
+def test_keywords_of_a_redshift(tmp_path, key):
+    assert read_sdss(own(tmp_path, PLAIN, header={"Z": None, key: 0.2})).z[0] == 0.2
+
+
 def test_unusable_units_and_many_spectra_in_one_table(tmp_path):
     wave = np.linspace(5000.0, 5600, 61)
-    columns = [fits.Column("wave", "D", array=wave), fits.Column("flux", "D", array=wave, unit="Jy")]
-    columns += [fits.Column("err", "D", array=wave)]
-    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "jy.fits")
-    with pytest.raises(DataError, match="'Jy', which is not convertible"): read_sdss(tmp_path / "jy.fits")
+    for unit in ("1E-17 Foo/Ang", "count", "mag(AB)"):  # as written, not as respelled
+        path = own(tmp_path, {"wave": wave, "flux": wave, "err": wave}, {"flux": unit})
+        with pytest.raises(DataError, match=f"{re.escape(repr(unit))}, which is not convertible"): read_sdss(path)
     columns = [fits.Column(k, "61D", array=np.stack([wave, wave])) for k in ("wave", "flux", "err")]
     fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "two.fits")
     with pytest.raises(DataError, match="2 spectra in one table"): read_sdss(tmp_path / "two.fits")

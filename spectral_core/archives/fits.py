@@ -86,8 +86,9 @@ class HDU(NamedTuple):
         return (self.data.dtype.names or ()) if self.data is not None else ()
 
     def column(self, name: str) -> np.ndarray:
-        "Column `name` in native byte order, scaled; text as str without trailing blanks."
+        "Column `name` in native byte order, scaled; text as str without trailing blanks, logical values as bool (undefined: False)."
         value = self.data[name.lower()]
+        if str(self.of(name, "TFORM", "")).strip().endswith("L"): return value == b"T"
         if value.dtype.kind == "S": return np.char.rstrip(np.char.decode(value, "latin-1"))
         value = value.astype(value.dtype.newbyteorder("="))
         return _scaled(value, self.of(name, "TSCAL", 1), self.of(name, "TZERO", 0))

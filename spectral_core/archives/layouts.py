@@ -5,6 +5,7 @@
 # %% ../../nbs/19_archives.layouts.ipynb #45be0194
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -131,16 +132,41 @@ def _pick(hdu: HDU, names: Sequence[str]) -> str | None:
     return next((n for n in names if n in hdu.names), None)
 
 
-def _in_unit(path: Path, hdu: HDU, name: str, target: u.UnitBase) -> float:
-    "The factor that brings a column to the `target` unit by its TUNIT; 1 where it has none."
-    text = str(hdu.of(name, "TUNIT", "")).strip().replace("Ang/", "Angstrom/").removesuffix("Ang")
+_SPELLINGS = {r"(?i)\bang(strom)?s?\b": "Angstrom", r"\bA\b": "Angstrom", r"\bergs\b": "erg", r"\bsec\b": "s"}
+
+
+def _in_unit(path: Path, hdu: HDU, name: str, target: u.UnitBase, wave: np.ndarray | None = None) -> float | np.ndarray:
+    "The factor that brings a column to `target` by its TUNIT, (m,) for a flux per Hz at `wave` in Å; 1 without a unit."
+    text = written = str(hdu.of(name, "TUNIT", "")).strip()
     if not text: return 1.0
+    for spelling, plain in _SPELLINGS.items(): text = re.sub(spelling, plain, text)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", u.UnitsWarning)  # old spellings of units are welcome
-            return float(u.Unit(text).to(target))
+            unit = u.Unit(text)
+        if not isinstance(unit, u.UnitBase): raise TypeError("magnitudes are no flux")
+        if wave is not None and unit.is_equivalent(u.Jy): return unit.to(target, 1.0, u.spectral_density(wave * u.AA))
+        return float(unit.to(target))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: column {name} is in {text!r}, which is not convertible to {target}") from error
+        raise DataError(f"{path}: column {name} is in {written!r}, which is not convertible to {target}") from error
+
+
+def _instead(hdus: Sequence[HDU]) -> str:
+    "What a file holds that is no spectrum, in a few words: an image, or what the best of its tables lacks."
+    wants = {"wave": _WAVE, "flux": _FLUX, "ivar or error": _IVAR + _ERROR}
+    lacking = [([what for what, names in wants.items() if not _pick(h, names)], h) for h in hdus if h.names]
+    if lacking:
+        lacks, table = min(lacking, key=lambda found: len(found[0]))
+        names = ", ".join(table.names)
+        return f"no {', '.join(lacks)} in a table of {names if len(names) < 40 else names[:38] + ' …'}"
+    return next((f"an image of {' × '.join(map(str, h.data.shape))} pixels" for h in hdus if h.data is not None), "no table")
+
+
+def _step_card(hdu: HDU) -> str | None:
+    "The keyword of the step in wavelength where the unit is a spectrum written as an image, as IRAF does."
+    sky = str(hdu.get("CTYPE1", "")).upper().startswith(("RA", "DEC", "GLON", "GLAT"))
+    if hdu.data is None or hdu.names or sky or "CRVAL1" not in hdu.cards: return None
+    return next((key for key in ("CDELT1", "CD1_1") if key in hdu.cards), None)
 
 
 def _table_of(path: Path, hdus: list[HDU]) -> tuple[HDU, str, str, str]:
@@ -148,18 +174,52 @@ def _table_of(path: Path, hdus: list[HDU]) -> tuple[HDU, str, str, str]:
     for hdu in hdus:
         wave, flux, error = _pick(hdu, _WAVE), _pick(hdu, _FLUX), _pick(hdu, _IVAR + _ERROR)
         if wave and flux and error: return hdu, wave, flux, error
+    desi, step = any(h.name == "B_WAVELENGTH" for h in hdus), next(filter(None, map(_step_card, hdus)), None)
+    if step and not desi: raise DataError(f"{path}: an image with CRVAL1 and {step}: write a table with wave, flux, error (docs/own_spectra.md)")
     wanted = f"wavelength ({', '.join(_WAVE)}), flux ({', '.join(_FLUX)}), ivar or error ({', '.join(_IVAR + _ERROR)})"
-    hint = "; this is a DESI file: use read_desi" if any(h.name == "B_WAVELENGTH" for h in hdus) else ""
+    hint = "; this is a DESI file: use read_desi" if desi else f": {_instead(hdus)}"
     raise DataError(f"{path}: no spectrum found{hint}; wanted a table with {wanted}; found {'; '.join(map(str, hdus))}")
 
 # %% ../../nbs/19_archives.layouts.ipynb #f51fec51
-def _vacuum(path: Path, hdu: HDU, name: str, wave: np.ndarray) -> np.ndarray:
+def _is_air(hdus: Sequence[HDU], hdu: HDU, name: str) -> bool:
+    "Does the column, its table or the first header say that wavelengths are those in air?"
+    says = lambda key: _first([hdu, hdus[0]], [key], "").strip().lower()
+    if "obs.atmos" in str(hdu.of(name, "TUCD", "")) or says("AIRORVAC") == "air": return True
+    return says("CTYPE1").startswith("awav") or says("VACUUM") in ("f", "false")
+
+
+def _check_order(path: Path, name: str, wave: np.ndarray) -> None:
+    "SpectrumError that names the first pixel where wavelengths (m,) are none, or neither increase nor decrease throughout."
+    bad = np.flatnonzero(~(np.isfinite(wave) & (wave > 0)))
+    if len(bad):
+        value = "NaN" if np.isnan(wave[bad[0]]) else f"{wave[bad[0]]:g}"
+        raise SpectrumError(f"{path}: {name} is {value} at pixel {bad[0]}, which is not a wavelength")
+    turned = np.flatnonzero(np.diff(wave) * (wave[-1] - wave[0]) <= 0)
+    if not len(turned): return
+    at = int(turned[0]) + 1
+    verb = "repeats" if wave[at] in wave[:at] else "turns back"
+    raise SpectrumError(f"{path}: {name} {verb} at pixel {at} ({wave[at]:g} after {wave[at - 1]:g}); it must increase from pixel to pixel")
+
+
+def _vacuum(path: Path, hdus: Sequence[HDU], hdu: HDU, name: str, wave: np.ndarray) -> np.ndarray:
     "Column `name` as log10 of vacuum Å."
-    if name.startswith("log"): return wave
-    wave = wave * _in_unit(path, hdu, name, u.AA)
-    air = "obs.atmos" in str(hdu.of(name, "TUCD", "")) or str(hdu.get("AIRORVAC", "")).lower() == "air"
-    if not (np.isfinite(wave) & (wave > 0)).all(): raise SpectrumError(f"{path}: column {name} holds no wavelengths")
+    _check_order(path, name, wave)
+    air, log = _is_air(hdus, hdu, name), name.startswith("log")
+    if log and not air: return wave
+    wave = 10**wave if log else wave * _in_unit(path, hdu, name, u.AA)
     return np.log10(air_to_vacuum(wave) if air else wave)
+
+
+def _pixels(path: Path, hdu: HDU, names: Sequence[str]) -> list[np.ndarray]:
+    "Columns (m,) of a table of pixels or of one row of vectors; DataError where they are not one spectrum of one length."
+    columns = [np.atleast_1d(np.squeeze(hdu.column(name))) for name in names]
+    shape = columns[0].shape
+    if len(shape) != 1: raise DataError(f"{path}: {len(hdu.data)} spectra in one table; write one file for each")
+    if shape[0] < 2: raise DataError(f"{path}: column {names[0]} has {shape[0]} pixels; write one row a pixel")
+    for name, column in zip(names, columns):
+        long = " × ".join(map(str, column.shape))
+        if column.shape != shape: raise DataError(f"{path}: column {name} has {long} pixels and {names[0]} {shape[0]}; they must be equally long")
+    return columns
 
 
 def _cell(row: HDU | None, keys: Sequence[str], default: Any) -> Any:
@@ -174,12 +234,11 @@ def _cell(row: HDU | None, keys: Sequence[str], default: Any) -> Any:
 def _table(path: Path, hdus: list[HDU]) -> SpectrumFile:
     "A table of pixels (or one row of vectors) from any instrument."
     hdu, wave, flux, error = _table_of(path, hdus)
-    pixels = lambda name: np.atleast_1d(np.squeeze(hdu.column(name)))
-    bits = pixels(_pick(hdu, _MASK)) if _pick(hdu, _MASK) else np.zeros(pixels(wave).shape, "i8")
-    if "and_mask" not in hdu.names: bits = np.where(bits != 0, NODATA, 0)
-    if pixels(wave).ndim != 1: raise DataError(f"{path}: {len(hdu.data)} spectra in one table; write one file for each")
-    loglam = _vacuum(path, hdu, wave, pixels(wave).astype("f8"))
-    scale, spread = _in_unit(path, hdu, flux, _FLUX_UNIT), pixels(error).astype("f8")
+    mask = _pick(hdu, _MASK)
+    loglam, light, spread, *masks = _pixels(path, hdu, [wave, flux, error, *([mask] if mask else [])])
+    bits = masks[0].astype("i8") if mask == "and_mask" else np.where(masks[0] != 0, NODATA, 0) if mask else np.zeros(len(light), "i8")
+    loglam, spread = _vacuum(path, hdus, hdu, wave, loglam.astype("f8")), spread.astype("f8")
+    with np.errstate(over="ignore"): scale = _in_unit(path, hdu, flux, _FLUX_UNIT, 10**loglam)
     if error in _ERROR: spread = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1.0) ** 2, 0.0)
     sdss = "SDSS" in _first(hdus, ["TELESCOP"], "")  # there RA, DEC are where the telescope pointed
     row = next((h for h in hdus[1:] if "z" in h.names and len(h.data) == 1), None)
@@ -188,11 +247,12 @@ def _table(path: Path, hdus: list[HDU]) -> SpectrumFile:
     facts |= {"mjd": says(["MJD"], 0), "fiber": says(["FIBERID"], 0)}
     facts |= {"ra": says(["PLUG_RA", "RAOBJ", "RA_TARG", *([] if sdss else ["RA"])], np.nan)}
     facts |= {"dec": says(["PLUG_DEC", "DECOBJ", "DEC_TARG", *([] if sdss else ["DEC"])], np.nan)}
-    facts |= {"z": says(["Z", "REDSHIFT", "Z_SPEC", "ZSPEC"], np.nan), "z_err": says(["Z_ERR"], np.nan)}
+    facts |= {"z": says(["Z", "REDSHIFT", "Z_SPEC", "ZSPEC", "ZBEST", "Z_HELIO"], np.nan), "z_err": says(["Z_ERR"], np.nan)}
     facts |= {"zwarning": _cell(row, ["zwarning"], 0), "subclass": _cell(row, ["subclass"], "")}
     source_type = says(["SOURCETYPE", "OBJTYPE"], "").strip().upper()
     facts |= {"source_type": source_type, "class": _class_of(source_type, says(["CLASS"], ""))}
-    return SpectrumFile(loglam, pixels(flux) * scale, spread / scale**2, bits, facts)
+    order = slice(None, None, -1 if loglam[0] > loglam[-1] else 1)
+    return SpectrumFile(*(array[order] for array in (loglam, light * scale, spread / scale**2, bits)), facts)
 
 
 def _layout(hdus: list[HDU]) -> Callable[[Path, list[HDU]], SpectrumFile]:

@@ -91,6 +91,15 @@ def _files(paths: str | Path | Sequence[str | Path] | Mapping[Path, str]) -> lis
     return [(path, name if places[name] == 1 else path.as_posix()) for path, name in found]
 
 
+def _check_unit(grid: Grid, loglam: np.ndarray) -> None:
+    "SpectrumError where no pixel falls on the grid, and they would if they were in nm or µm."
+    wave, (blue, red) = 10.0 ** loglam[[0, -1]], grid.edges[[0, -1]]
+    for unit, angstrom in (("nm", 10), ("µm", 1e4)):
+        if wave[1] < blue < wave[1] * angstrom and wave[0] * angstrom < red:
+            raise SpectrumError(f"wave runs from {wave[0]:g} to {wave[1]:g}, and the grid from {blue:.0f} to {red:.0f} Å: "
+                                f"is it in {unit}? Give the column its unit")
+
+
 def _read_file(path: Path, grid: Grid, and_mask: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     "One file on the grid: flux, ivar, mask (m,) and its facts."
     file = read_spectrum(path)
@@ -98,9 +107,11 @@ def _read_file(path: Path, grid: Grid, and_mask: str) -> tuple[np.ndarray, np.nd
     placed = _place(grid, file)
     try:
         flux, ivar, mask, cropped = placed or _resample(grid, file)
+        if cropped == len(file.flux): _check_unit(grid, file.loglam)
     except SpectrumError as error:
         raise SpectrumError(f"{path}: {error}") from error
-    return flux, ivar, mask, {**FACTS, **file.facts, "cropped": cropped, "rebinned": placed is None}
+    facts = {**FACTS, **file.facts, "cropped": cropped, "rebinned": placed is None}
+    return flux, ivar, mask, {name: type(FACTS[name])(value) for name, value in facts.items()}
 
 
 def _redshifts(z: Any, files: list[tuple[Path, str]]) -> list[float | None]:
@@ -145,9 +156,9 @@ def read_sdss(
     for (path, name), given in zip(slow_bar(files, "read", unit="file", progress=progress), _redshifts(z, files), strict=True):
         try:
             *arrays, facts = _read_file(path, survey.grid, and_mask)
-        except SpectralError as error:
-            if on_error == "raise": raise
-            skipped.append((name, str(error)))
+        except Exception as error:  # whatever is wrong with one file, the others are read
+            if on_error == "raise" or isinstance(error, MemoryError): raise
+            skipped.append((name, str(error) if isinstance(error, SpectralError) else f"{type(error).__name__}: {error}"))
             continue
         rows.append((*arrays, facts | {"file": name} | ({} if given is None else {"z": given})))
     return _assemble(rows, skipped, survey, dedupe)
