@@ -5,9 +5,11 @@
 # %% ../nbs/85_cli.ipynb #89337780
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -83,8 +85,7 @@ def _print_version(wanted: bool) -> None:
 @contextmanager
 def _resumable() -> Iterator[None]:
     "Ctrl-C in a command that can go on later: one line that says so, and the shell's status for it."
-    try:
-        yield
+    try: yield
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -93,8 +94,7 @@ def _resumable() -> Iterator[None]:
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version")] = False,
-) -> None:
-    pass
+) -> None: pass
 
 # %% ../nbs/85_cli.ipynb #b0acf60b
 @app.command()
@@ -104,8 +104,7 @@ def run(
                                           autocompletion=_words("smoke", "demo", "paper"))] = "demo",
     source: Annotated[str, typer.Option(help="Whose spectra are ranked: mock, or real ones (sdss, desi)",
                                          autocompletion=_words("mock", "sdss", "desi"))] = "mock",
-    train: Annotated[str, typer.Option(help="What is trained on: mock or source",
-                                        autocompletion=_words("mock", "source"))] = "mock",
+    train: Annotated[str, typer.Option(help="What is trained on: mock or source", autocompletion=_words("mock", "source"))] = "mock",
     data: Annotated[Path | None, typer.Option(help="File or folder of your own spectra")] = None,
     seed: Annotated[int, typer.Option(help="One seed for the whole run")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda", autocompletion=_words(*_DEVICES))] = "auto",
@@ -119,9 +118,8 @@ def run(
     "Run a chapter from beginning to end; its numbers are believed only if every step of it completed."
     from spectral_core.chapters import run_chapter
 
-    with _resumable():
-        results = run_chapter(chapter, profile=profile, source=source, train=train, data=data, seed=seed, device=device,
-                              out=out, force=force, stale=stale, parameters=_as_dict(parameter or []))
+    settings = {"profile": profile, "source": source, "train": train, "data": data, "seed": seed, "device": device, "out": out}
+    with _resumable(): results = run_chapter(chapter, **settings, force=force, stale=stale, parameters=_as_dict(parameter or []))
     counts = Counter(claim["verdict"] for claim in results["claims"])
     print(f"{results['chapter']}: {', '.join(f'{counts[v]} {v}' for v in VERDICTS if counts[v]) or 'no claims'}, "
           f"{results['seconds']:.0f} s (run {results['run_id'][:8]})")
@@ -131,7 +129,7 @@ def run(
 def _for_screen(table: Any, width: int) -> list[str]:
     "The first twenty rows as lines: texts cut short, and where a screen is narrow, without the columns that matter least."
     names = [c for c in ("rank", "id", "z", "sn", "neg_log_prob", "tail_probability", "chi2_valid", "reason", "file") if c in table.colnames]
-    top, (limit, tail) = table[names][:20], (50, 40) if width >= 120 else (30, 26)
+    top, (limit, tail) = table[names][:20], (50, 40) if width >= 160 else (30, 26) if width >= 100 else (20, 26)
     for name in top.colnames:
         if top[name].dtype.kind == "f": top[name].info.format = ".4g"
     if "reason" in names: top["reason"] = [text if len(text) <= limit else text[: limit - 1] + "…" for text in map(str, top["reason"])]
@@ -139,17 +137,29 @@ def _for_screen(table: Any, width: int) -> list[str]:
     if "reason" in names and not any(top["reason"]): top.remove_column("reason")
     for name in ("", "chi2_valid", "sn", "neg_log_prob", "z", "id"):
         if name in top.colnames and (name != "neg_log_prob" or "tail_probability" in top.colnames): top.remove_column(name)
+        if name == "id" and "file_row" in table.colnames and any(table["file_row"][:20] > 0): top.add_column(table["file_row"][:20], 1)
         lines = top.pformat(max_width=-1, max_lines=-1)
         if max(map(len, lines)) <= width: break
     return lines
 
 
-def _print_top(table: Any, lists: Counter, others: Counter) -> None:
-    "The first twenty rows of a ranked table, how many stand in each list, and how many files were no spectra by their names."
-    print(*_for_screen(table, shutil.get_terminal_size((120, 24)).columns), sep="\n")
-    n, kinds = others.total(), ", ".join(kind for kind, _ in others.most_common(5))
-    passed = f"; {n} other file{'s' * (n != 1)} passed over ({kinds})" if n else ""
-    print(f"{lists.total()} rows: " + ", ".join(f"{n} {name}" for name, n in lists.most_common()) + passed)
+def _n(n: int, what: str) -> str:
+    "A number and its noun: 1 row, 2 rows, 3 spectra."
+    return f"{n} {what}" if n == 1 else f"{n} {'spectra' if what == 'spectrum' else what + 's'}"
+
+
+def _passed(others: Counter) -> str:
+    "How many files were no spectra by their names, and of what kinds."
+    kinds = ", ".join(kind for kind, _ in others.most_common(5)) + f" and {_n(len(others) - 5, 'more kind')}" * (len(others) > 5)
+    return f"; {_n(others.total(), 'other file')} passed over ({kinds})" if others else ""
+
+
+def _why(reasons: Sequence[tuple[str, int, str, str]]) -> Iterator[str]:
+    "Up to five reasons for each list, with their numbers and a file."
+    for name in dict.fromkeys(reason[0] for reason in reasons):
+        mine = [reason for reason in reasons if reason[0] == name]
+        for _, n, reason, file in mine[:5]: yield f"{name}: {n} × {reason}, {'e.g.' if n > 1 else 'in'} {file}"
+        if mine[5:]: yield f"{name}: {sum(reason[1] for reason in mine[5:])} more, for {_n(len(mine) - 5, 'other reason')}"
 
 # %% ../nbs/85_cli.ipynb #ac24b305
 @app.command()
@@ -160,23 +170,27 @@ def score(
     out: Annotated[Path | None, typer.Option(help="Table to write: .fits, .ecsv, .csv or .parquet; called again, it goes on")] = None,
     shard: Annotated[str | None, typer.Option(metavar="K/N", help="Do the K-th of N shares; without it, merge them")] = None,
     latents: Annotated[Path | None, typer.Option(help="Table of the latents, row for row with OUT")] = None,
-    pictures: Annotated[int, typer.Option(help="Draw the most unusual N beside the table")] = 0,
+    pictures: Annotated[int, typer.Option(min=0, help="Draw the most unusual N beside the table")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Score all anew: remove the parts of an earlier run first")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda", autocompletion=_words(*_DEVICES))] = "auto",
 ) -> None:
     "Rank spectra by how unusual they are, without training: one row each, nothing dropped, any number of them with --out."
     from spectral_core.ranking.parts import passed_over
-    from spectral_core.scoring import score, score_survey
+    from spectral_core.scoring import count_reasons, score, score_survey
 
+    common: dict[str, Any] = {"pictures": pictures, "device": device}
     if out is None:
-        if shard or latents: raise ConfigError("--shard and --latents need --out, the table they belong to")
-        top = score(files, model=model, pictures=pictures, device=device)
-        lists = Counter(top["list"].tolist())
+        if shard or latents or force: raise ConfigError("--shard, --latents and --force need --out, the table they belong to")
+        top = score(files, model=model, **common)
+        record = {"lists": Counter(top["list"].tolist()), "reasons": count_reasons([top]), "pictures": json.loads(top.meta.get("pictures", "[]"))}
     else:
-        with _resumable(): record, top = score_survey(files, out, model, shard=shard, latents=latents, pictures=pictures, device=device)
-        if shard: return print(f"shard {shard}: {record['spectra']} spectra in {record['parts']} parts, {record['scored_now']} of them scored now")
-        lists = Counter(record["lists"])
-    _print_top(top, lists, passed_over(files))
-    if out: print(out)
+        with _resumable(): record, top = score_survey(files, out, model, shard=shard, latents=latents, force=force, **common)
+        if shard: return print(f"shard {shard}: {_n(record['spectra'], 'spectrum')} in {_n(record['parts'], 'part')}, {record['scored_now']} scored now")
+    lists, width = Counter(record["lists"]), shutil.get_terminal_size((120, 24)).columns
+    print(*_for_screen(top, width), sep="\n")
+    counts = f"{_n(lists.total(), 'row')}: " + ", ".join(f"{n} {name}" for name, n in lists.most_common()) + _passed(passed_over(files))
+    for line in (counts, *_why(record["reasons"])): print(textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False))
+    for path in (*record.get("pictures", ()), *filter(None, [out])): print(path)
 
 # %% ../nbs/85_cli.ipynb #e1061e25
 @app.command()
@@ -215,9 +229,7 @@ def fetch(names: Annotated[list[str], typer.Argument(help="Data sets by name; se
     "Fetch data sets by name, verified; those that are here already are not fetched again."
     from spectral_core.manifest import fetch
 
-    for name in names:
-        paths = fetch(name, offline=offline)
-        print(f"{name}: {len(paths)} files")
+    for name in names: print(f"{name}: {_n(len(fetch(name, offline=offline)), 'file')}")
 
 # %% ../nbs/85_cli.ipynb #88e2d6a3
 @app.command("list")
@@ -265,10 +277,7 @@ def vet(
     from spectral_core.vetting.desk import open_lab, write_counts, write_desk
 
     settings = {"n": top, "model": model, "mock": mock or None}
-    if counts:
-        for name, table in write_counts(ranked, labels, published):
-            print(name)
-            table.pprint(max_lines=-1, max_width=-1)
+    for name, table in write_counts(ranked, labels, published) if counts else (): print(name, *table.pformat(max_lines=-1, max_width=-1), sep="\n")
     if gallery:
         from spectral_core.vetting.evidence import gather
         from spectral_core.vetting.gallery import write_gallery

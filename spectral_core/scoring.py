@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,21 +21,21 @@ from tqdm.auto import tqdm
 
 from .analysis.outliers import TailCalibration, load_calibration, rank_outliers
 from .archives.layouts import simulated_rows
-from .core import ConfigError, DataError, ModelFileError, assets_dir, atomic_write, run_lock, shipped_models, write_json
+from .core import ConfigError, DataError, ModelFileError, assets_dir, atomic_write, shipped_models, write_json
 from .models.autoencoder import RedshiftAutoencoder
 from .models.flows import Flow
 from .predict import encode_with_chi2, log_prob, reconstruct
 from .pretrained import load, load_model
 from .ranking.lookup import read_ranked
 from .ranking.merging import COLUMNS, Merged, describe, part_meta, save_part, unread_rows
-from .ranking.parts import PART_SIZE, Part, changed, check_stamp, count_sources, cut, find_sources, fingerprint, my_share, read_part
+from .ranking.parts import PART_SIZE, Part, changed, check_stamp, count_sources, cut, find_sources, fingerprint, hold_parts, my_share, passed_over, read_part
 from .results import table_format, write_table
 from .spectra.container import Spectra, concatenate
 from .spectra.preprocessing import preprocess
 from .spectra.surveys import Survey
 
 # %% auto #0
-__all__ = ['Models', 'open_models', 'score', 'score_survey']
+__all__ = ['Models', 'open_models', 'count_reasons', 'score', 'score_survey']
 
 # %% ../nbs/82_scoring.ipynb #c631d5c6
 class Models(NamedTuple):
@@ -123,6 +124,19 @@ def _read(files: str | Path | Sequence[str | Path], survey: Survey, progress: bo
     unread += [(str(name[i]), f"the same observation as {name[first[back[i]]]}") for i in again]
     return concatenate(pieces, dedupe="first"), unread
 
+# %% ../nbs/82_scoring.ipynb #6159b5a4
+def count_reasons(tables: Iterable[Table]) -> list[tuple[str, int, str, str]]:
+    "(list, rows, reason, a file) of what was not read, then of what is flagged, the most frequent first; `tables` are slices of a ranking."
+    found: dict[tuple[str, str], list] = {}
+    for table in tables:
+        for name in ("not read", "flagged"):
+            rows = table[np.asarray(table["list"]) == name]
+            own, first, counts = np.unique(np.asarray(rows["reason"]), return_index=True, return_counts=True)
+            for reason, i, n in zip(own.tolist(), first.tolist(), counts.tolist(), strict=True):
+                alike = re.sub(r"(?<=same observation as ).*|\(.*\)|\d+", "", reason)
+                found.setdefault((name, alike), [0, reason, str(rows["file"][i])])[0] += n
+    return sorted(((name, *facts) for (name, _), facts in found.items()), key=lambda r: (r[0] == "flagged", -r[1]))
+
 # %% ../nbs/82_scoring.ipynb #6955f832
 def _origin(models: Models, files: str | Path | Sequence[str | Path]) -> dict[str, str]:
     "What a ranking remembers of how it came about: model, survey, version, and the inputs as given (of more than twenty, their folder)."
@@ -172,11 +186,12 @@ def score(
     spectra = _prepared(spectra, models.autoencoder.survey)
     ranked, _ = _rank(models, spectra, device)
     top = ranked[(ranked["rank"] > 0) & (ranked["rank"] <= pictures)]
-    if pictures: _draw(top, spectra[np.asarray(top["row"])], models.autoencoder, Path(out or "score").with_suffix(""))
+    pages = _draw(top, spectra[np.asarray(top["row"])], models.autoencoder, Path(out or "score").with_suffix("")) if pictures else []
     rows = unread_rows(unread, models.columns) if unread else ranked[:0]
     table = describe(vstack([ranked, rows[ranked.colnames]], metadata_conflicts="silent") if unread else ranked)
     origin = {"model": models.name} if isinstance(files, Spectra) else _origin(models, files)
-    table.meta = origin | {"n_files": len(table), "unread": len(unread)}
+    notes = {"pictures": [str(page) for page in pages], "passed_over": {} if isinstance(files, Spectra) else passed_over(files)}
+    table.meta = origin | {"n_rows": len(table), "unread": len(unread)} | {name: json.dumps(note) for name, note in notes.items() if note}
     if out is not None: write_table(table, out)
     return table
 
@@ -226,9 +241,10 @@ def _merge(files: Any, parts: Sequence[Part], folder: Path, out: Path, models: M
         merged.write(out, merged.tables(meta))
         if latents is not None: merged.write(latents, merged.latents(meta))
         top = next(t for t in merged.tables(meta) if len(t))[:1000]
+        reasons = count_reasons(merged.tables(names=("list", "reason", "file")))
     finally:
         scratch.unlink(missing_ok=True)
-    return {"table": str(out), "rows": len(merged), "lists": merged.counts}, top
+    return {"table": str(out), "rows": len(merged), "lists": merged.counts, "reasons": reasons}, top
 
 # %% ../nbs/82_scoring.ipynb #820f4dc7
 def score_survey(
@@ -241,19 +257,21 @@ def score_survey(
     latents: str | Path | None = None,  # write the latents too, row for row with the table
     pictures: int = 0,  # draw this many of the most unusual, ten a page, beside `out`
     part_size: int = PART_SIZE,  # spectra read and scored together; the same for all shards
+    force: bool = False,  # score all anew: remove the parts of an earlier run first
     progress: bool = True,
 ) -> tuple[dict[str, Any], Table]:
     """Rank any number of spectra in constant memory; call it again to go on after a stop.
 
     Returns a record of what was done (in a shard also written as `<out>.parts/shard-K-of-N.json`) and up to 1000 of the
-    first rows, none in a shard. The table does not depend on shards. Columns as in `score`. RunError where the parts there come
+    first rows, none in a shard; `reasons` as in `count_reasons`. The table does not depend on shards. Columns as in `score`. RunError where the parts there come
     from another model or other input, or another process is at the same share; DataError where nothing could be read.
     """
     for path in filter(None, (out, latents)): table_format(path)
+    if force and shard: raise ConfigError("--force would remove what other shares have done: give it without --shard")
     models, out, folder = open_models(model), Path(out), Path(f"{out}.parts")
     parts = cut(find_sources(files, progress), part_size)
     k, of, mine = my_share(len(parts), shard)
-    with run_lock(folder if shard is None else folder / f"shard-{k}-of-{of}"):
+    with hold_parts(folder, "" if shard is None else f"shard-{k}-of-{of}", force):
         record = _score_parts(parts, mine, folder, models, device, progress)
         if shard is not None:
             record |= {"shard": k, "of": of}
@@ -263,5 +281,5 @@ def score_survey(
     drawn = top[(top["rank"] > 0) & (top["rank"] <= pictures)]
     if len(drawn):
         spectra = read_ranked(drawn, files, models.autoencoder.survey)
-        _draw(drawn, _prepared(spectra, models.autoencoder.survey), models.autoencoder, out.with_suffix(""))
+        merged["pictures"] = _draw(drawn, _prepared(spectra, models.autoencoder.survey), models.autoencoder, out.with_suffix(""))
     return record | merged, top

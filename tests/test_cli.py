@@ -82,23 +82,29 @@ def test_score_prints_the_top_and_where_the_table_is(command, monkeypatch, tmp_p
     from astropy.table import Table
 
     table = Table({"rank": [1, -1], "id": [2**60, -1], "z": [0.123456, 0.2], "reason": ["", "no redshift"]})
-    table["list"] = ["ranked", "flagged"]
+    table["list"], table["file"] = ["ranked", "flagged"], ["a.fits", "b/c.fits"]
     given = {}
     monkeypatch.setattr(scoring, "score", lambda files, **settings: given.update(settings, files=files) or table)
     code, out, _ = command("score", "a.fits", "b", "--pictures", 3)
-    assert code == 0 and out.splitlines()[-1] == "2 rows: 1 ranked, 1 flagged"
+    assert code == 0 and out.splitlines()[-2:] == ["2 rows: 1 ranked, 1 flagged", "flagged: 1 × no redshift, in b/c.fits"]
     assert str(2**60) in out and "no redshift" in out and " 0.1235 " in out
     assert [str(f) for f in given["files"]] == ["a.fits", "b"] and (given["model"], given["pictures"]) == ("sdss", 3)
-    record = {"lists": {"ranked": 7, "flagged": 5}, "spectra": 6, "parts": 2, "scored_now": 3}
+    reasons = [("flagged", 4, "no redshift", "x.fits"), ("flagged", 1, "no data", "y.fits")]
+    record = {"lists": {"ranked": 7, "flagged": 5}, "reasons": reasons, "spectra": 6, "parts": 1, "scored_now": 3, "pictures": ["ranked_1.png"]}
     done = lambda *names, **settings: given.update(settings, names=names) or (record, table)
     monkeypatch.setattr(scoring, "score_survey", done)
     code, out, _ = command("score", "a.fits", "--out", "ranked.fits", "--latents", "latents.fits", "--device", "cpu")
-    assert code == 0 and out.splitlines()[-2:] == ["12 rows: 7 ranked, 5 flagged", "ranked.fits"]
+    assert code == 0 and out.splitlines()[-5:] == ["12 rows: 7 ranked, 5 flagged", "flagged: 4 × no redshift, e.g. x.fits",
+                                                  "flagged: 1 × no data, in y.fits", "ranked_1.png", "ranked.fits"]
     assert [str(n) for n in given["names"][1:]] == ["ranked.fits", "sdss"]
     assert (str(given["latents"]), given["device"]) == ("latents.fits", "cpu")
     code, out, _ = command("score", "a.fits", "--out", "ranked.fits", "--shard", "2/4")
-    assert (code, out, given["shard"]) == (0, "shard 2/4: 6 spectra in 2 parts, 3 of them scored now\n", "2/4")
-    assert "--out" in command("score", "a.fits", "--shard", "2/4")[2]
+    assert (code, out, given["shard"]) == (0, "shard 2/4: 6 spectra in 1 part, 3 scored now\n", "2/4") and not given["force"]
+    for option in (["--shard", "2/4"], ["--force"]): assert "--out" in command("score", "a.fits", *option)[2]
+    code, _, err = command("score", "a.fits", "--pictures", -1)
+    assert code == 2 and "--pictures" in err
+    table.meta["pictures"] = '["score_1.png"]'
+    assert command("score", "a.fits", "--pictures", 1)[1].splitlines()[-1] == "score_1.png"
 
 
 def test_what_score_prints_fits_the_screen_and_counts_other_files(command, monkeypatch, tmp_path):
@@ -109,20 +115,53 @@ def test_what_score_prints_fits_the_screen_and_counts_other_files(command, monke
                    "reason": ["", "truncated: " + "x" * 130],
                    "list": ["ranked", "not read"], "file": ["spec-0266-51602-0003.fits", "deep/" * 20 + "cut.fits"]})
     monkeypatch.setattr(scoring, "score", lambda files, **settings: table)
-    (tmp_path / "objects.csv").write_text("id\n")
+    for kind in range(7): (tmp_path / f"objects.{kind}").write_text("id\n")
     for width in (80, 120, 200):
         monkeypatch.setenv("COLUMNS", str(width))
         code, out, _ = command("score", tmp_path)
         assert code == 0 and max(map(len, out.splitlines())) <= width
-        assert out.splitlines()[-1] == "2 rows: 1 ranked, 1 not read; 1 other file passed over (.csv)"
+        text = " ".join(out.split())
+        assert " 2 rows: 1 ranked, 1 not read; 7 other files passed over (" in text and " and 2 more kinds) not read: 1 × truncated: xxx" in text
+        assert (str(2**60) in out) == (width >= 120), "the id outlives chi2_valid and sn"
         for text in ("truncated: xxx", "…", "cut.fits", "tail_probability", "spec-0266-51602-0003.fits"): assert text in out
     assert str(2**60) in out and "chi2_valid" in out
     assert table["reason"][1].endswith("x" * 130), "only what is printed is cut"
+    table["file_row"] = [41, -1]
+    monkeypatch.setenv("COLUMNS", "80")
+    out = command("score", tmp_path)[1]
+    assert " 41 " in out and "file_row" in out and str(2**60) not in out, "fibres of one coadd are told apart"
+
+
+def test_reasons_are_counted_and_a_single_file_is_not_many(command, tmp_path, monkeypatch):
+    "From files: the wrong unit of most, and a text that is no FITS file; then a data set that is no store."
+    from astropy.table import Table
+
+    from spectral_core.archives.sdss import write_sdss
+    from spectral_core.simulate.mock import mock_survey
+
+    monkeypatch.chdir(tmp_path)
+    for i in range(3): Table({"wave": [4000.0, 4001.0], "flux": [1.0, i]}).write(f"{i}.fits")
+    for name in ("x.csv", "y.txt"): (tmp_path / name).write_text("wave,flux\n4000,1\n")
+    code, _, err = command("score", "x.csv", "--out", "t.fits")
+    assert code == 2 and err.endswith(": text must become a FITS table, see docs/own_spectra.md\n") and not (tmp_path / "t.fits.parts").exists()
+    monkeypatch.setenv("COLUMNS", "300")
+    write_sdss(mock_survey("sdss", n=1, seed=0), tmp_path / "good")
+    for extra in ([], ["--out", "t.ecsv"]):
+        code, out, err = command("score", tmp_path / "good", *[tmp_path / f"{i}.fits" for i in range(3)], "x.csv", "y.txt", *extra)
+        lines = out.splitlines()
+        assert code == 0 and [line for line in lines if line.startswith("not read: 3 × no spectrum found") and line.endswith(", e.g. 0.fits")]
+        assert [line for line in lines if line.startswith("not read: 2 × not a FITS file") and "docs/own_spectra.md, e.g. x.csv" in line]
+    code, _, err = command("fit", "0.fits", "--model", "sdss", "--out", "f")
+    assert code == 2 and err.splitlines()[-1].startswith("DataError: 0.fits is not a store")
+    code, out, _ = command("score", tmp_path / "good")
+    assert "1 row: 1 " in out
 
 
 def test_fetch_and_list(command, monkeypatch):
     monkeypatch.setattr(manifest, "fetch", lambda name, **settings: ["one", "two"])
     assert command("fetch", "a", "b") == (0, "a: 2 files\nb: 2 files\n", "")
+    monkeypatch.setattr(manifest, "fetch", lambda name, **settings: ["one"])
+    assert command("fetch", "a")[1] == "a: 1 file\n"
     code, out, _ = command("list")
     assert code == 0 and "sdss_galaxy_spectra" in out and all(f"chapter {name}" in out for name in chapters.list_chapters())
 

@@ -201,7 +201,8 @@ def test_a_damaged_index_or_no_store_at_all(parts, tmp_path, text):
     folder = write_store(tmp_path / "s", parts).folder
     (folder / "store.json").write_text(text)
     with pytest.raises(DataError, match="store.json is damaged"): open_store(folder)
-    with pytest.raises(DataError, match="not a store"): open_store(tmp_path)
+    for other in (tmp_path, folder / "rows.bin"):
+        with pytest.raises(DataError, match=f"{other.name} is not a store: no store.json"): open_store(other)
 
 
 def test_two_writers_and_a_full_disk(parts, tmp_path):

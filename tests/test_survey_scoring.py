@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from spectral_core.pretrained import save_model
 from spectral_core.ranking import merging
 from spectral_core.ranking.lookup import find_spectra, read_ranked, recorded_inputs
 from spectral_core.ranking.parts import cut, find_sources, fingerprint, my_share, read_part
-from spectral_core.scoring import score, score_survey
+from spectral_core.scoring import count_reasons, score, score_survey
 from spectral_core.simulate.mock import mock_blocks, mock_survey
 from spectral_core.spectra.preprocessing import preprocess
 from spectral_core.spectra.store import open_store, write_store
@@ -149,11 +150,16 @@ def test_another_model_or_input_is_refused_and_damage_is_named(mock, own, tmp_pa
     other = own[0], MaskedAutoregressiveFlow(2).standardise(torch.arange(8.0).reshape(4, 2)).eval()
     with pytest.raises(RunError, match="another model"): score_survey(files, out, other, part_size=2, progress=False)
     with pytest.raises(RunError, match="cut otherwise"): score_survey(files, out, own, part_size=3, progress=False)
-    with pytest.raises(RunError, match=r"has changed since \(6 files then, 4 now\): another --out, or remove .*t\.ecsv\.parts"):
+    with pytest.raises(RunError, match=r"has changed since \(6 files then, 4 now\): --force to score all anew, another --out, or remove .*t\.ecsv\.parts"):
         score_survey(sorted(paths)[:4], out, own, part_size=2, progress=False)
     os.utime(paths[0], (1, 1))
     with pytest.raises(RunError, match="changed since .written anew"): score_survey(files, out, own, part_size=2, progress=False)
     assert out.read_bytes() == kept
+    with pytest.raises(ConfigError, match="without --shard"): score_survey(files, out, own, force=True, shard="1/2", progress=False)
+    with run_lock(tmp_path / "t.ecsv.parts" / "shard-1-of-2"), pytest.raises(RunError, match="in use"):
+        score_survey(files, out, own, part_size=2, force=True, progress=False)
+    assert len(list(tmp_path.glob("t.ecsv.parts/part-*"))) == 3
+    assert score_survey(files, out, own, part_size=2, force=True, progress=False)[0]["scored_now"] == 6
     part = tmp_path / "t.ecsv.parts" / "part-00001.npz"
     part.write_bytes(part.read_bytes()[:-500])
     with pytest.raises(RunError, match=r"part-00001\.npz is damaged.*remove it"):
@@ -174,6 +180,39 @@ def test_a_file_that_was_mended_is_scored_by_the_same_command(mock, own, tmp_pat
     assert score_survey(files, out, own, progress=False)[0]["rows"] == 1
     write_sdss(mock[1:2], files)
     with pytest.raises(RunError, match=r"\(1 file then, 2 now\)"): score_survey(files, out, own, progress=False)
+
+
+def test_a_failure_before_the_first_part_leaves_nothing(files, own, tmp_path, monkeypatch):
+    "Neither a folder nor a lock; but another share's folder stays."
+    def fail(*_): raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("spectral_core.scoring._score_part", fail)
+        for shard in (None, "1/2"):
+            with pytest.raises(KeyboardInterrupt): score_survey(files, tmp_path / "t.fits", own, shard=shard, progress=False)
+            assert not (tmp_path / "t.fits.parts").exists()
+        with run_lock(tmp_path / "t.fits.parts" / "shard-2-of-2"), pytest.raises(KeyboardInterrupt):
+            score_survey(files, tmp_path / "t.fits", own, shard="1/2", progress=False)
+        assert [p.name for p in (tmp_path / "t.fits.parts").iterdir()] == ["shard-2-of-2"]
+
+
+def test_reasons_are_counted_alike_at_the_notebook_and_in_slices(files, own, tmp_path, monkeypatch):
+    monkeypatch.setattr(merging, "SLICE", 7)
+    (record, _), whole = score_survey(files, tmp_path / "t.fits", own, part_size=4, progress=False), score(files, own, progress=False)
+    assert record["reasons"] == count_reasons([whole])
+    counts = Counter(name for name, n, *_ in record["reasons"] for _ in range(n))
+    assert counts == {name: record["lists"][name] for name in ("not read", "flagged")}
+    said = [reason for _, _, reason, _ in record["reasons"]]
+    assert sum("same observation" in reason for reason in said) == 1 and any("redshift" in reason for reason in said)
+
+
+def test_the_table_knows_its_pages_and_what_was_passed_over(files, own, tmp_path):
+    for k in range(12): (tmp_path / f"notes.kind{k}").write_text("x")
+    write_sdss(mock_survey("sdss", n=1, seed=9), tmp_path)
+    table = score([files, tmp_path], own, out=tmp_path / "t.ecsv", progress=False)
+    assert json.loads(table.meta["passed_over"]) == {f".kind{k}": 1 for k in range(12)} and table.meta["n_rows"] == len(table)
+    table = score([files, tmp_path], own, out=tmp_path / "t.fits", progress=False)
+    assert json.loads(Table.read(tmp_path / "t.fits").meta["passed_over"])[".ecsv"] == 1
 
 
 def test_bad_requests(files, own, tmp_path):
@@ -230,9 +269,11 @@ def test_pictures_of_a_survey_show_its_top(mock, own, tmp_path, monkeypatch):
     lenient = partial(rank_outliers, good_reconstruction=np.inf, strong_line_limit=np.inf)
     monkeypatch.setattr("spectral_core.scoring.rank_outliers", lenient)
     write_sdss(mock[:12], tmp_path / "files")
-    _, top = score_survey(tmp_path / "files", tmp_path / "t.fits", own, part_size=5, pictures=11, progress=False)
+    record, top = score_survey(tmp_path / "files", tmp_path / "t.fits", own, part_size=5, pictures=11, progress=False)
     assert list(top["rank"][:11]) == list(range(1, 12))
-    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["t_1.png", "t_2.png"]
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["t_1.png", "t_2.png"] == [p.name for p in record["pictures"]]
+    table = score(tmp_path / "files", own, out=tmp_path / "u.fits", pictures=1, progress=False)
+    assert json.loads(table.meta["pictures"]) == [str(tmp_path / "u_1.png")]
 
 
 def test_files_and_a_store_of_the_same_spectra_are_ranked_alike(mock, own, tmp_path):

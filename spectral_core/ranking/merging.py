@@ -272,11 +272,11 @@ class Merged:
         for start in range(0, len(self), SLICE):
             yield np.array(np.memmap(self.scratch, self.dtype, mode="r")[start : start + SLICE])
 
-    def tables(self, meta: dict[str, Any] | None = None) -> Iterator[Table]:
-        "The ranked table in slices, the first without rows."
+    def tables(self, meta: dict[str, Any] | None = None, names: Sequence[str] = ()) -> Iterator[Table]:
+        "The ranked table in slices, the first without rows; all columns or those of `names`."
         for k, rows in enumerate(self.slices()):
-            columns = {name: self.texts[name].decode(rows[name]) if name in self.texts else rows[name] for name in self.names}
-            if not k: columns |= {name: np.empty(0, texts.dtype) for name, texts in self.texts.items()}
+            columns = {name: self.texts[name].decode(rows[name]) if name in self.texts else rows[name] for name in names or self.names}
+            if not k: columns |= {name: np.empty(0, texts.dtype) for name, texts in self.texts.items() if name in columns}
             yield describe(Table(columns, meta=meta))
 
     def latents(self, meta: dict[str, Any] | None = None) -> Iterator[Table]:

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from ..archives.desi import stream_desi
 from ..archives.fits import HDU, read_headers
 from ..archives.redrock import stem
 from ..archives.sdss import read_sdss
-from ..core import ConfigError, DataError, RunError, SpectralError
+from ..core import ConfigError, DataError, RunError, SpectralError, run_lock
 from ..spectra.container import Spectra
 from ..spectra.regrid import to_survey
 from ..spectra.store import open_store
@@ -30,7 +31,7 @@ from ..spectra.surveys import Survey, get_survey
 
 # %% auto #0
 __all__ = ['PART_SIZE', 'Source', 'find_sources', 'passed_over', 'Part', 'cut', 'count_sources', 'fingerprint', 'changed',
-           'check_stamp', 'my_share', 'read_part']
+           'check_stamp', 'my_share', 'hold_parts', 'read_part']
 
 # %% ../../nbs/80_ranking.parts.ipynb #1aa50ce0
 class Source(NamedTuple):
@@ -156,14 +157,14 @@ def fingerprint(part: Part) -> str:
 def changed(path: Path, then: int | None, n: int) -> RunError:
     "The error where a part was scored when the input were `then` files, and now is n others."
     how = "written anew, renamed or cut otherwise" if then == n else f"{then or '?'} file{'s' * (then != 1)} then, {n} now"
-    return RunError(f"{path}: the input has changed since ({how}): another --out, or remove {path.parent}")
+    return RunError(f"{path}: the input has changed since ({how}): --force to score all anew, another --out, or remove {path.parent}")
 
 
 def check_stamp(path: Path, found: dict[str, Any], stamp: dict[str, str], n: int) -> None:
     "RunError where a part, of n files by now, was scored from something else than `stamp` says."
     other = [name for name in stamp if found.get(name) != stamp[name]]
     if other == ["input"]: raise changed(path, found.get("files"), n)
-    if other: raise RunError(f"{path} was scored with another {' and '.join(other)}: another --out, or remove {path.parent}")
+    if other: raise RunError(f"{path} was scored with another {' and '.join(other)}: --force to score all anew, another --out, or remove {path.parent}")
 
 # %% ../../nbs/80_ranking.parts.ipynb #aaf4b880
 def my_share(n: int, shard: str | None) -> tuple[int, int, range]:
@@ -173,6 +174,24 @@ def my_share(n: int, shard: str | None) -> tuple[int, int, range]:
     if not (slash and k.isdigit() and of.isdigit() and 1 <= int(k) <= int(of)):
         raise ConfigError(f"a shard is written K/N with 1 ≤ K ≤ N, such as 2/4, not {shard!r}")
     return int(k), int(of), range(int(k) - 1, n, int(of))
+
+# %% ../../nbs/80_ranking.parts.ipynb #55d7b062
+@contextmanager
+def hold_parts(folder: Path, share: str = "", force: bool = False) -> Iterator[None]:
+    "Hold a folder of parts, or that of a share in it; `force` removes the parts there are. RunError where another process is at work."
+    own = folder / share
+    with run_lock(own):
+        if force:
+            for lock in folder.glob("shard-*/run.lock"):
+                with run_lock(lock.parent): pass
+            for path in [*folder.glob("part-*.npz"), *folder.glob("shard-*.json")]: path.unlink(missing_ok=True)
+        try: yield
+        except BaseException:
+            if not any(folder.glob("part-*.npz")):
+                (own / "run.lock").unlink(missing_ok=True)
+                for path in (own, folder):
+                    with suppress(OSError): path.rmdir()
+            raise
 
 # %% ../../nbs/80_ranking.parts.ipynb #255cff66
 def _placed(spectra: Spectra, survey: Survey, name: str | None, rows: np.ndarray | int) -> Spectra:
@@ -184,9 +203,14 @@ def _placed(spectra: Spectra, survey: Survey, name: str | None, rows: np.ndarray
     return spectra
 
 
+_TEXTS = (".txt", ".csv", ".dat", ".ecsv", ".vot", ".xml")
+
+
 def _brief(path: Path, error: SpectralError | str) -> str:
-    "What is wrong with a file, without its path and without what it might have held."
-    return str(error).removeprefix(f"{path}: ").partition("; wanted ")[0]
+    "What is wrong with a file, without its path and without what it might have held; of a text, what to do with it."
+    said = str(error).removeprefix(f"{path}: ").partition("; wanted ")[0]
+    text = path.suffix.lower() in _TEXTS and said.startswith("not a FITS file")
+    return f"{said}: text must become a FITS table, see docs/own_spectra.md" if text else said
 
 # %% ../../nbs/80_ranking.parts.ipynb #94fe9f6c
 def _read_files(sources: Sequence[Source], survey: Survey, progress: bool) -> tuple[Spectra | None, list[tuple[str, str]]]:

@@ -57,7 +57,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         sizes = {name: index["bytes"][name] for name in _FILES}
         found = {name: (folder / f"{name}.bin").stat().st_size for name in _FILES}
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{folder} is not a store: no {Path(error.filename).name}; write_store makes one") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}/store.json is damaged ({error}); write the store again") from error
