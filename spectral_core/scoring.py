@@ -178,7 +178,8 @@ def score(
     """Rank spectra by how unusual they are under a trained model; one row for every spectrum and file.
 
     Columns as in `rank_outliers`, then `file` and `file_row`. What cannot be ranked stands below, with rank −1 and a reason:
-    flagged spectra, files that could not be read, observations that came twice. DataError where no file holds a spectrum.
+    flagged spectra, files that could not be read, observations that came twice: `count_reasons([table])` counts them. The files
+    of other kinds in the folders are in `meta["passed_over"]`. DataError where no file holds a spectrum.
     """
     if out is not None: table_format(out)
     models = open_models(model)
