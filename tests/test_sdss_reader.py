@@ -340,6 +340,14 @@ def test_a_flux_per_hertz_is_converted_pixel_by_pixel(tmp_path, unit):
     np.testing.assert_allclose(same.ivar, plain.ivar, rtol=1e-6)
 
 
+def test_an_error_may_have_a_unit_of_its_own(tmp_path):
+    plain = read_sdss(own(tmp_path, PLAIN))
+    units = {"flux": "1e-17 erg/s/cm2/Angstrom", "error": "1e-18 erg/s/cm2/Angstrom"}
+    same = read_sdss(own(tmp_path, PLAIN | {"error": FLUX}, units))
+    np.testing.assert_array_equal(same.flux, plain.flux)
+    np.testing.assert_allclose(same.ivar, plain.ivar, rtol=1e-6)
+
+
 @pytest.mark.parametrize("vectors", [False, True])
 def test_a_logical_mask_is_bad_where_it_is_true(tmp_path, vectors):
     bad = np.arange(601) // 100 == 2

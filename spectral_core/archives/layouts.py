@@ -238,7 +238,8 @@ def _table(path: Path, hdus: list[HDU]) -> SpectrumFile:
     loglam, light, spread, *masks = _pixels(path, hdu, [wave, flux, error, *([mask] if mask else [])])
     bits = masks[0].astype("i8") if mask == "and_mask" else np.where(masks[0] != 0, NODATA, 0) if mask else np.zeros(len(light), "i8")
     loglam, spread = _vacuum(path, hdus, hdu, wave, loglam.astype("f8")), spread.astype("f8")
-    with np.errstate(over="ignore"): scale = _in_unit(path, hdu, flux, _FLUX_UNIT, 10**loglam)
+    own = error if error in _ERROR and hdu.of(error, "TUNIT") else flux  # an error without a unit has that of the flux
+    with np.errstate(over="ignore"): scale, noise = (_in_unit(path, hdu, name, _FLUX_UNIT, 10**loglam) for name in (flux, own))
     if error in _ERROR: spread = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1.0) ** 2, 0.0)
     sdss = "SDSS" in _first(hdus, ["TELESCOP"], "")  # there RA, DEC are where the telescope pointed
     row = next((h for h in hdus[1:] if "z" in h.names and len(h.data) == 1), None)
@@ -252,7 +253,7 @@ def _table(path: Path, hdus: list[HDU]) -> SpectrumFile:
     source_type = says(["SOURCETYPE", "OBJTYPE"], "").strip().upper()
     facts |= {"source_type": source_type, "class": _class_of(source_type, says(["CLASS"], ""))}
     order = slice(None, None, -1 if loglam[0] > loglam[-1] else 1)
-    return SpectrumFile(*(array[order] for array in (loglam, light * scale, spread / scale**2, bits)), facts)
+    return SpectrumFile(*(array[order] for array in (loglam, light * scale, spread / noise**2, bits)), facts)
 
 
 def _layout(hdus: list[HDU]) -> Callable[[Path, list[HDU]], SpectrumFile]:
