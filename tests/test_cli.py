@@ -90,7 +90,8 @@ def test_score_prints_the_top_and_where_the_table_is(command, monkeypatch, tmp_p
     assert str(2**60) in out and "no redshift" in out and " 0.1235 " in out
     assert [str(f) for f in given["files"]] == ["a.fits", "b"] and (given["model"], given["pictures"]) == ("sdss", 3)
     reasons = [("flagged", 4, "no redshift", "x.fits"), ("flagged", 1, "no data", "y.fits")]
-    record = {"lists": {"ranked": 7, "flagged": 5}, "reasons": reasons, "spectra": 6, "parts": 1, "scored_now": 3, "pictures": ["ranked_1.png"]}
+    record = {"lists": {"ranked": 7, "flagged": 5}, "reasons": reasons, "pictures": ["ranked_1.png"]}
+    record |= {"spectra": 6, "parts": 1, "scored_now": 3}
     done = lambda *names, **settings: given.update(settings, names=names) or (record, table)
     monkeypatch.setattr(scoring, "score_survey", done)
     code, out, _ = command("score", "a.fits", "--out", "ranked.fits", "--latents", "latents.fits", "--device", "cpu")
@@ -121,7 +122,8 @@ def test_what_score_prints_fits_the_screen_and_counts_other_files(command, monke
         code, out, _ = command("score", tmp_path)
         assert code == 0 and max(map(len, out.splitlines())) <= width
         text = " ".join(out.split())
-        assert " 2 rows: 1 ranked, 1 not read; 7 other files passed over (" in text and " and 2 more kinds) not read: 1 × truncated: xxx" in text
+        assert " 2 rows: 1 ranked, 1 not read; 7 other files passed over (" in text
+        assert " and 2 more kinds) not read: 1 × truncated: xxx" in text
         assert (str(2**60) in out) == (width >= 120), "the id outlives chi2_valid and sn"
         for text in ("truncated: xxx", "…", "cut.fits", "tail_probability", "spec-0266-51602-0003.fits"): assert text in out
     assert str(2**60) in out and "chi2_valid" in out
@@ -143,14 +145,17 @@ def test_reasons_are_counted_and_a_single_file_is_not_many(command, tmp_path, mo
     for i in range(3): Table({"wave": [4000.0, 4001.0], "flux": [1.0, i]}).write(f"{i}.fits")
     for name in ("x.csv", "y.txt"): (tmp_path / name).write_text("wave,flux\n4000,1\n")
     code, _, err = command("score", "x.csv", "--out", "t.fits")
-    assert code == 2 and err.endswith(": text must become a FITS table, see docs/own_spectra.md\n") and not (tmp_path / "t.fits.parts").exists()
+    assert code == 2 and err.endswith(": text must become a FITS table, see docs/own_spectra.md\n")
+    assert not (tmp_path / "t.fits.parts").exists()
     monkeypatch.setenv("COLUMNS", "300")
     write_sdss(mock_survey("sdss", n=1, seed=0), tmp_path / "good")
     for extra in ([], ["--out", "t.ecsv"]):
-        code, out, err = command("score", tmp_path / "good", *[tmp_path / f"{i}.fits" for i in range(3)], "x.csv", "y.txt", *extra)
+        three = [tmp_path / f"{i}.fits" for i in range(3)]
+        code, out, err = command("score", tmp_path / "good", *three, "x.csv", "y.txt", *extra)
         lines = out.splitlines()
-        assert code == 0 and [line for line in lines if line.startswith("not read: 3 × no spectrum found") and line.endswith(", e.g. 0.fits")]
-        assert [line for line in lines if line.startswith("not read: 2 × not a FITS file") and "docs/own_spectra.md, e.g. x.csv" in line]
+        first, second = (next(line for line in lines if line.startswith(f"not read: {n} × ")) for n in (3, 2))
+        assert code == 0 and " × no spectrum found" in first and first.endswith(", e.g. 0.fits")
+        assert " × not a FITS file" in second and "docs/own_spectra.md, e.g. x.csv" in second
     code, _, err = command("fit", "0.fits", "--model", "sdss", "--out", "f")
     assert code == 2 and err.splitlines()[-1].startswith("DataError: 0.fits is not a store")
     code, out, _ = command("score", tmp_path / "good")
