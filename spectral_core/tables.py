@@ -20,10 +20,10 @@ __all__ = ['table_format', 'write_table', 'read_table']
 _FORMATS = {".fits": "fits", ".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".parquet": "parquet"}
 
 
-def table_format(path: str | Path) -> str:
-    "The astropy format for a file name; ConfigError for an unknown suffix."
+def table_format(path: str | Path, done: str = "written") -> str:
+    "The astropy format for a file name; ConfigError for an unknown suffix, which says what was to be `done`."
     suffix = Path(path).suffix.lower()
-    if suffix not in _FORMATS: raise ConfigError(f"{path}: a table can be written as {', '.join(_FORMATS)}")
+    if suffix not in _FORMATS: raise ConfigError(f"{path}: a table can be {done} as {', '.join(_FORMATS)}")
     return _FORMATS[suffix]
 
 # %% ../nbs/03_tables.ipynb #594cb0b7
@@ -106,7 +106,7 @@ def read_table(path: str | Path) -> Any:
     """
     from astropy.table import Table
 
-    kind = table_format(path)
+    kind = table_format(path, "read")
     try: table = Table.read(path, format=kind)
     except FileNotFoundError: raise DataError(f"there is no table {path}") from None
     except (OSError, ValueError, TypeError) as error: raise DataError(f"{path} is not readable as {kind}: {error}") from error

@@ -1,6 +1,7 @@
 """The vetting desk: labels that are never lost, spectra found by id, a desk that opens where it was left, an offline page."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -19,12 +20,13 @@ import spectral_core as sc
 from spectral_core.analysis.blends import Templates
 from spectral_core.cli import main
 from spectral_core.core import ConfigError, DataError, RunError
-from spectral_core.figures.vetting import smooth
+from spectral_core.figures.spectra import plot_outliers
+from spectral_core.figures.vetting import plot_case, smooth
 from spectral_core.ranking.lookup import find_spectra, read_ranking
 from spectral_core.spectra.container import Spectra
 from spectral_core.spectra.surveys import get_survey
 from spectral_core.tables import read_table, write_table
-from spectral_core.vetting.desk import Desk, DeskView, vet, write_desk
+from spectral_core.vetting.desk import Desk, DeskView, open_lab, vet, write_desk
 from spectral_core.vetting.evidence import _nearest, _second, describe, gather, sky_links
 from spectral_core.vetting.gallery import write_gallery
 from spectral_core.vetting.labels import (
@@ -175,6 +177,31 @@ def test_spectra_are_found_by_id_in_files_stores_and_memory(mock, ranked, tmp_pa
     with pytest.raises(ConfigError, match="data="): find_spectra(Table({"id": [1, 2]}))
 
 
+def test_a_table_moved_with_its_data_finds_it(mock, ranked, tmp_path, monkeypatch):
+    "Inputs relative to where it was scored are sought beside the table too; what is where it was comes first."
+    table = read_table(ranked)
+    for name in (ranked, ranked.with_suffix(".ecsv")):
+        table.meta["inputs"] = json.dumps(["spectra"])
+        write_table(table, name.with_stem("moved"))
+        monkeypatch.chdir(tmp_path)
+        cases = gather(name.with_stem("moved"), n=2)
+        assert cases.spectra.id.tolist() == read_ranking(ranked)["id"][:2].tolist()
+        assert sc.read_ranked(name.with_stem("moved")).id.tolist() == read_ranking(ranked)["id"].tolist()
+        monkeypatch.chdir(ranked.parent)
+        assert read_ranking(name.with_stem("moved").name).meta["inputs"] == ["spectra"]
+    table.meta["inputs"] = json.dumps(["gone"])
+    with pytest.raises(DataError, match="names gone, relative to where it was scored, and it is not here"): gather(table, n=2)
+
+
+def test_what_is_not_there_is_counted_by_what_was_asked_for(ranked, tmp_path):
+    "Rows in which neighbours would be sought don't count, whether they are there or not."
+    folder, table = ranked.parent / "spectra", read_table(ranked)
+    sc.write_store(tmp_path / "store", sc.mock_survey("sdss", n=2, seed=99))
+    with pytest.raises(DataError, match="none of the 2 spectra is in these 1 files"): gather(table, tmp_path / "store", n=2)
+    late = [folder / name for name in read_ranking(table)["file"][4:]]
+    with pytest.raises(DataError, match="none of the 3 spectra is in these 8 files"): gather(table, late, n=3)
+
+
 @pytest.mark.parametrize("survey", ["sdss", "desi"])
 def test_a_second_object_is_found_at_its_redshift(survey):
     "Features of a template added at z2, on a logarithmic and on a linear grid, with noise."
@@ -240,6 +267,47 @@ def test_a_real_spectrum_among_mocks_is_never_called_one(mock, ranked):
     assert not gather(ranked, real, n=4).mock and gather(ranked, real, n=4, mock=True).simulated.all()
 
 
+def test_every_case_says_which_file_it_is(mock, ranked):
+    "From the ranking, else from the spectra; with its row where it isn't the first."
+    table, folder = read_ranking(ranked), ranked.parent / "spectra"
+    cases = gather(ranked, n=3)
+    assert [cases.facts(i)[0] for i in range(3)] == table["file"][:3].tolist() and table["file"][0] in describe(cases, 0)
+    other = gather(table["id", "rank"], folder, n=1)  # a list of somebody else's, without files
+    assert other.facts(0)[0] == table["file"][0]
+    table["file"][:2], table["file_row"][:2] = "store", [7, 0]
+    assert [gather(table, mock, n=2).facts(i)[0] for i in range(2)] == ["store, row 7", "store"]
+    assert gather(table["id", "rank"], mock.replace(table=Table({"norm": np.ones(12)})), n=1).file(0) == ""
+
+
+def test_pictures_name_files_below_the_titles_without_overlaps(mock, ranked):
+    table = read_ranking(ranked)[:3]
+    table["file"] = ["a" * 90 + ".fits", table["file"][1], ""]
+    table["file_row"] = [12, 0, 0]
+    spectra = find_spectra(table, mock)[1]
+    figure = plot_outliers(spectra, table)
+    figure.draw_without_rendering()
+    titles = [ax.get_title("left") for ax in figure.axes[::4]]
+    assert [t.count("\n") for t in titles] == [1, 1, 0]
+    assert titles[0].endswith("a.fits, row 12") and titles[1].endswith("\n" + table["file"][1])
+    boxes = [text.get_window_extent() for ax in figure.axes for text in (ax.title, ax._left_title) if text.get_text()]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_without_redshift_no_line_is_marked(mock, ranked):
+    lost, table = mock[:2].replace(z=np.array([np.nan, 0.1])), Table(read_ranking(ranked)[:2])
+    for narrow in (True, False):
+        figure = plot_case(lost[0], np.ones_like(lost.flux[0]), narrow=narrow)
+        texts = {t.get_text() for ax in figure.axes for t in ax.texts}
+        labels = {ax.get_xlabel() for ax in figure.axes}
+        assert texts == {"no redshift: no lines marked"} and labels == {"", "observed wavelength (Å, vacuum)"}
+    table["id"], table["z"] = lost.id, lost.z
+    both = "rest wavelength (Å, vacuum); observed where there is no redshift"
+    for rows, label in (([0], "observed wavelength (Å, vacuum)"), ([0, 1], both)):
+        figure = plot_outliers(lost[rows], table[rows])
+        assert figure.get_supxlabel() == label and "no redshift: observed frame" in figure.axes[0].get_title("left")
+        assert not figure.axes[0].texts and "no lines marked" in figure.axes[1].texts[0].get_text()
+
+
 # ------------------------------------------------------------------ the desk
 
 
@@ -288,6 +356,23 @@ def test_the_command(ranked, tmp_path, capsys):
     assert page.count("<article") == 2 and "Mock data" in page and "dusty" in page
 
 
+def test_the_desk_checks_before_it_promises(tmp_path, capsys):
+    (tmp_path / "x.txt").touch()
+    for name, message in (("no.fits", "there is no table"), ("x.txt", "can be read as .fits")):
+        with pytest.raises((DataError, ConfigError), match=message): write_desk(tmp_path / name)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_lab_that_does_not_start_is_an_error(tmp_path, monkeypatch):
+    "As for root in a container."
+    (tmp_path / "jupyterlab.py").write_text("import sys; sys.exit(3)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(RunError, match=r"exit code 3.* the desk is ranked.desk.ipynb: open it with jupyter lab"):
+        open_lab("ranked.desk.ipynb")
+    (tmp_path / "jupyterlab.py").write_text("")
+    open_lab("ranked.desk.ipynb")
+
+
 # ------------------------------------------------------------------ in a browser
 
 
@@ -318,6 +403,14 @@ def test_a_gallery_explains_its_words(gallery):
     other = replace(cases, nearest=alike, reference_rank=np.array([1, 2, -1, 4]))
     page = write_gallery(other, path.with_name("other.html"), progress=False).read_text()
     assert f">{cases.reference.id[2]} (no rank)</a> <a" in page and ">#4</a></p>" in page
+
+
+def test_a_gallery_says_which_rows_it_lacks(mock, tmp_path):
+    table = Table({"id": [*mock.id[:5].tolist(), -1, -1], "rank": [1, 2, 3, 4, 5, -1, -1]})
+    text = write_gallery(gather(table, mock, n=2), tmp_path / "g.htm", progress=False).read_text()
+    assert "<p>2 of 7 rows of the ranking, 0 labelled" in text and "2 of the ranking's 7 rows could not be read" in text
+    with pytest.raises(ConfigError, match="ends in .html"):
+        write_gallery(gather(table, mock, n=2), tmp_path / "g.txt", progress=False)
 
 
 @pytest.mark.parametrize("width", [390, 1440])

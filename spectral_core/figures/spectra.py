@@ -78,6 +78,7 @@ def _panels(axes: Sequence[Axes], spectrum: Spectra, model: np.ndarray | None, t
     ends = np.flatnonzero(good)[[0, -1]]
     rows = slice(ends[0], ends[1] + 1)
     _draw(main, wave[rows], *(a if a is None else a[rows] for a in (flux, sigma, model)), 0.3)
+    if not np.isfinite(spectrum.z[0]): return _no_lines(axes[1:])
     low, high = main.get_ylim()
     main.set_ylim(low, high + 0.22 * (high - low))  # room for the names of the lines
     for i, (name, place) in enumerate(LABELS.items()):
@@ -87,10 +88,25 @@ def _panels(axes: Sequence[Axes], spectrum: Spectra, model: np.ndarray | None, t
         main.text(place, height, name, transform=at, ha="center", va="top", fontsize=6, color="0.45")
     for ax, (name, window) in zip(axes[1:], zooms.items()): _zoom(ax, name, wave, [flux, sigma, model], window)
 
+
+def _no_lines(axes: Sequence[Axes]) -> None:
+    "In the place of the zooms of a spectrum without redshift: the first says that there are none."
+    for ax in axes: ax.set_axis_off()
+    if len(axes): axes[0].text(0.5, 0.5, "no redshift:\nno lines marked", ha="center", va="center", color="0.5", transform=axes[0].transAxes)
+
 # %% ../../nbs/77_figures.spectra.ipynb #f040aba0
+def _redshift(z: float) -> str:
+    return f"z = {z:.4f}" if np.isfinite(z) else "no redshift: observed frame"
+
+
 def _title(spectrum: Spectra) -> str:
-    z = f"z = {spectrum.z[0]:.4f}" if np.isfinite(spectrum.z[0]) else "no redshift: observed frame"
-    return f"{spectrum.id[0]}   {z}   S/N {spectrum.sn[0]:.1f}"
+    return f"{spectrum.id[0]}   {_redshift(spectrum.z[0])}   S/N {spectrum.sn[0]:.1f}"
+
+
+def _frame(z: np.ndarray) -> str:
+    "The label of an axis that spectra with and without redshift share."
+    if np.isfinite(z).any(): return "rest wavelength (Å, vacuum)" + ("" if np.isfinite(z).all() else "; observed where there is no redshift")
+    return "observed wavelength (Å, vacuum)"
 
 
 @styled
@@ -112,19 +128,23 @@ def plot_spectrum(
     for i, row in enumerate(axes):
         model = None if reconstruction is None else np.asarray(reconstruction[i], dtype=np.float64)
         _panels(row, spectra[i], model, titles[i] if titles is not None else _title(spectra[i]), zooms)
-    figure.supxlabel("rest wavelength (Å, vacuum)", fontsize=9)
+    figure.supxlabel(_frame(spectra.z[:n]), fontsize=9)
     unit = "(continuum = 1)" if "norm" in spectra.table.colnames else r"(10$^{-17}$ erg s$^{-1}$ cm$^{-2}$ Å$^{-1}$)"
     figure.supylabel(f"flux {unit}", fontsize=9)
     return figure
 
 # %% ../../nbs/77_figures.spectra.ipynb #c31b1830
 def _caption(row: Table.Row) -> str:
-    "Rank or list, id, z, χ² and −log p of one row of a ranking."
+    "Rank or list, id, z, χ² and −log p of one row of a ranking; below, the end of its file's name, and the row in it."
     place = f"#{row['rank']}" if row["rank"] > 0 else f"({row['list']})"
-    text = f"{place}  {row['id']}  z = {row['z']:.4f}  −log p {row['neg_log_prob']:.4g}"
+    text = f"{place}  {row['id']}  {_redshift(row['z'])}  −log p {row['neg_log_prob']:.4g}"
     if np.isfinite(row["chi2_valid"]): text += f"  χ² {row['chi2_valid']:.4g}"
     if "group" in row.colnames and row["group"]: text += f"  {str(row['group']).replace('_', ' ')}"
-    return text + (f"  [{row['reason']}]" if row["reason"] else "")
+    text += f"  [{row['reason']}]" if row["reason"] else ""
+    file = str(row["file"]) if "file" in row.colnames else ""
+    if len(file) > 48: file = f"…{file[-47:]}"  # as wide as the panel
+    if file and "file_row" in row.colnames and row["file_row"] > 0: file += f", row {row['file_row']}"
+    return text + f"\n{file}" * bool(file)
 
 
 def plot_outliers(

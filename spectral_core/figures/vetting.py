@@ -113,16 +113,17 @@ def _name_lines(ax: Axes, lines: Mapping[str, float], factor: float, color: str,
 
 # %% ../../nbs/78_figures.vetting.ipynb #2dc2b1bc
 def _main(ax: Axes, c: _Curves, z: float, size: float) -> None:
-    "The whole spectrum, names of its lines, observed wavelengths on top."
+    "The whole spectrum; with a redshift, names of its lines and observed wavelengths on top."
     if not _flux_panel(ax, c):
         ax.text(0.5, 0.5, "no good pixel", ha="center", va="center", color="0.5", transform=ax.transAxes)
         return
+    ax.tick_params(labelbottom=False)
+    if not np.isfinite(z): return
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.22 * (high - low))  # room for the names
     _name_lines(ax, LABELS, 1.0, "0.45", size)
     top = ax.secondary_xaxis("top", functions=(lambda w: w * (1 + z), lambda w: w / (1 + z)))
     top.tick_params(labelsize=size + 0.5, length=2, colors="0.45", pad=1)
-    ax.tick_params(labelbottom=False)
 
 
 def _residual(ax: Axes, c: _Curves, z: float, second: Second | None, size: float) -> None:
@@ -135,7 +136,7 @@ def _residual(ax: Axes, c: _Curves, z: float, second: Second | None, size: float
     ax.plot(c.wave, c.pull, color=DATA, lw=0.5, rasterized=True)
     size_y = max(3.0, 1.25 * np.nanpercentile(np.abs(c.pull), 99.5))
     ax.set(xlim=(c.wave[0], c.wave[-1]), ylim=(-size_y, size_y * (1.0 if second is None else 1.9)))
-    if second is not None: _name_lines(ax, LABELS, (1 + second.z) / (1 + z), OTHER, size)
+    if second is not None and np.isfinite(z): _name_lines(ax, LABELS, (1 + second.z) / (1 + z), OTHER, size)
 
 # %% ../../nbs/78_figures.vetting.ipynb #541f6c60
 def _zooms(axes: Sequence[Axes], c: _Curves, zooms: Mapping[str, tuple[float, float]], size: float) -> None:
@@ -148,6 +149,12 @@ def _zooms(axes: Sequence[Axes], c: _Curves, zooms: Mapping[str, tuple[float, fl
         if seen: continue
         ax.text(0.5, 0.5, "not observed", ha="center", va="center", color="0.5", fontsize=size + 1, transform=ax.transAxes)
         ax.set_axis_off()
+
+
+def _no_zooms(ax: Axes, size: float) -> None:
+    "What stands in the place of the windows of lines where nobody knows where the lines are."
+    ax.text(0.5, 0.5, "no redshift: no lines marked", ha="center", va="center", color="0.5", fontsize=size + 1, transform=ax.transAxes)
+    ax.set_axis_off()
 
 
 def _alike(axes: Sequence[Axes], c: _Curves, others: Spectra | None, titles: Sequence[str], size: float) -> None:
@@ -178,7 +185,7 @@ def plot_case(
 ) -> Figure:
     "Spectrum and model, residual in units of the noise, line windows, second redshift and neighbours of one object. SpectrumError unless it is one."
     if len(spectrum) != 1: raise SpectrumError(f"a case is one spectrum, not {len(spectrum)}")
-    z, size = float(spectrum.z[0]) if np.isfinite(spectrum.z[0]) else 0.0, 6.5 if narrow else 7.0
+    z, size = float(spectrum.z[0]), 6.5 if narrow else 7.0
     width, model = _width(spectrum), None if model is None else np.reshape(model, -1)
     c = _curves(spectrum, model, width)
     figure = Picture(figsize=(4.2, 4.2) if narrow else (11.0, 5.6), layout="constrained")
@@ -188,11 +195,12 @@ def plot_case(
     main, residual = left.add_subplot(grid[0, :]), left.add_subplot(grid[1, :])
     _main(main, c, z, size)
     _residual(residual, c, z, second, size)
-    _zooms([left.add_subplot(grid[2, i]) for i in range(len(zooms))], _curves(spectrum, model, width // 3), zooms, size)
+    if np.isfinite(z): _zooms([left.add_subplot(grid[2, i]) for i in range(len(zooms))], _curves(spectrum, model, width // 3), zooms, size)
+    else: _no_zooms(left.add_subplot(grid[2, :]), size)
     if title: main.set_title(title, fontsize=9)
     main.set_ylabel("flux" + (" (continuum = 1)" if "norm" in spectrum.table.colnames else ""))
     residual.set_ylabel("residual / σ")
-    residual.set_xlabel("rest wavelength (Å, vacuum)" + ("" if np.isfinite(spectrum.z[0]) else ": no redshift, observed frame"))
+    residual.set_xlabel(f"{'rest' if np.isfinite(z) else 'observed'} wavelength (Å, vacuum)")
     if note: figure.text(0.002, 0.002, note, ha="left", va="bottom", color="#b3261e", weight="bold")
     if right:
         _alike(right[0].subplots(n_neighbours, 1, squeeze=False)[:, 0], c, neighbours, neighbour_titles, size)

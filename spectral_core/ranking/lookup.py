@@ -24,15 +24,26 @@ from ..tables import read_table
 __all__ = ['read_ranking', 'recorded_inputs', 'find_spectra', 'read_ranked']
 
 # %% ../../nbs/81_ranking.lookup.ipynb #51fdc89c
+def _read(path: str | Path) -> Table:
+    "A table from a file; inputs that are gone from where they were, but lie beside the file, are named there."
+    table, beside = read_table(path), Path(path).parent
+    inputs = table.meta.get("inputs") or []
+    inputs = json.loads(inputs) if isinstance(inputs, str) else list(inputs)
+    if inputs: table.meta["inputs"] = [name if Path(name).exists() or not (beside / name).exists() else str(beside / name) for name in inputs]
+    return table
+
+
 def read_ranking(ranked: str | Path | Table) -> Table:
     "A ranked table in the order of inspection, from FITS, ECSV, CSV or Parquet; `rank` is made where there is none. DataError without ids."
-    table = ranked.copy() if isinstance(ranked, Table) else read_table(ranked)
+    table = ranked.copy() if isinstance(ranked, Table) else _read(ranked)
     if "id" not in table.colnames and "targetid" in table.colnames: table["id"] = table["targetid"]
     if "id" not in table.colnames: raise DataError(f"{ranked}: a ranked table needs a column id or targetid; found {', '.join(table.colnames)}")
     if "rank" not in table.colnames: table["rank"] = np.arange(1, len(table) + 1)
     rank = np.asarray(table["rank"])
     table = table[np.argsort(np.where(rank > 0, rank, np.iinfo(np.int64).max), kind="stable")]
-    table = table[np.asarray(table["id"]) >= 0]
+    there = np.asarray(table["id"]) >= 0
+    if not there.all(): table.meta["unread"] = int((~there).sum())
+    table = table[there]
     if len(np.unique(table["id"])) < len(table): raise DataError(f"{ranked}: some ids stand twice; a ranking has one row per spectrum")
     return table
 
@@ -60,8 +71,8 @@ def _matching(source: Source, id: np.ndarray, survey: Survey) -> list[Spectra]:
     return [s for row in rows.tolist() for s, _ in read_part(Part((source,), row, row + 1), survey)]
 
 
-def _look_up(table: Table, sources: Sequence[Source], survey: str | Survey | None) -> Spectra:
-    "Those spectra of the rows of a table that are in the data, each once, in no order. DataError where there is none."
+def _look_up(table: Table, sources: Sequence[Source], survey: str | Survey | None) -> Spectra | None:
+    "Those spectra of the rows of a table that are in the data, each once, in no order; None where there is none."
     id, known = np.asarray(table["id"]), {s.path.name: s for s in sources} | {s.name: s for s in sources}
     names = set(_texts(table["file"])) if "file" in table.colnames else {None}
     chosen = [s for s in sources if s in {known[name] for name in names}] if names <= set(known) else sources
@@ -71,22 +82,25 @@ def _look_up(table: Table, sources: Sequence[Source], survey: str | Survey | Non
     pieces = [p for s in chosen if s.kind != "spectrum" for p in _matching(s, id, survey)]
     for part in cut([s for s in chosen if s.kind == "spectrum"]):
         pieces += [s[np.isin(s.id, id)] for s, _ in read_part(part, survey) if s is not None]
-    if not any(map(len, pieces)): raise DataError(f"none of the {len(id)} spectra is in these {len(sources)} files and stores; ids {id[:5].tolist()}")
-    return concatenate([p for p in pieces if len(p)], dedupe="first")
+    return concatenate([p for p in pieces if len(p)], dedupe="first") if any(map(len, pieces)) else None
 
 # %% ../../nbs/81_ranking.lookup.ipynb #13ed14db
 def find_spectra(
     ranked: Table,  # with id, and to open few files only, file
     data: str | Path | Spectra | Sequence[str | Path] | None = None,  # by default the inputs that the table remembers
     survey: str | Survey | None = None,  # the grid wanted; by default the one of the model, or of the data
+    first: int | None = None,  # one of the first so many rows has to be there; by default of all
 ) -> tuple[Table, Spectra]:
     "The rows of the table whose spectra are at hand, and these spectra, row for row, as observed. DataError where there is none."
-    spectra = data if isinstance(data, Spectra) else _look_up(ranked, find_sources(recorded_inputs(ranked) if data is None else data), survey)
-    want, order = np.asarray(ranked["id"], dtype=np.int64), np.argsort(spectra.id)
-    at = np.searchsorted(spectra.id, want, sorter=order).clip(max=max(len(spectra) - 1, 0))
-    there = spectra.id[order[at]] == want if len(spectra) else np.zeros(len(want), dtype=bool)
-    if not there.any(): raise DataError(f"none of the {len(want)} ids of the ranking is among these {len(spectra)} spectra")
-    return ranked[there], spectra[order[at[there]]]
+    if isinstance(data, Spectra): spectra, where = data, f"ids of the ranking is among these {len(data)} spectra"
+    else:
+        sources = find_sources(recorded_inputs(ranked) if data is None else data)
+        spectra, where = _look_up(ranked, sources, survey), f"spectra is in these {len(sources)} files and stores"
+    want, known = np.asarray(ranked["id"], dtype=np.int64), np.empty(0, np.int64) if spectra is None else spectra.id
+    there, asked = np.isin(want, known), want[:first]
+    if spectra is None or not there[:first].any(): raise DataError(f"none of the {len(asked)} {where}; ids {asked[:5].tolist()}")
+    order = np.argsort(known, kind="stable")
+    return ranked[there], spectra[order[np.searchsorted(known, want[there], sorter=order)]]
 
 
 def read_ranked(
@@ -98,7 +112,7 @@ def read_ranked(
 
     DataError where one is not in the data; rows that were not read have no spectrum.
     """
-    table = table if isinstance(table, Table) else read_table(table)
+    table = table if isinstance(table, Table) else _read(table)
     rows, spectra = find_spectra(table, data, survey)
     missing = np.setdiff1d(table["id"], rows["id"])
     if len(missing): raise DataError(f"{len(missing)} of {len(table)} spectra are not in the data; ids {missing[:5].tolist()}")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from astropy.table import Table
 
-from ..core import ConfigError, DataError, SpectralError, atomic_write
+from ..core import ConfigError, DataError, RunError, SpectralError, atomic_write
 from spectral_core.vetting.labels import (
     CLASSES,
     add_label,
@@ -35,7 +35,7 @@ from spectral_core.vetting.labels import (
     summarise,
 )
 from ..spectra.container import Spectra
-from ..tables import write_table
+from ..tables import table_format, write_table
 
 if TYPE_CHECKING:
     from spectral_core.vetting.evidence import Cases
@@ -102,7 +102,7 @@ class Desk:
 
 # %% ../../nbs/84_vetting.desk.ipynb #86962de7
 _CSS = """<style>
-.vet-head h3 { margin: 2px 0; font-size: 15px; }
+.vet-head { overflow-wrap: anywhere; } .vet-head h3 { margin: 2px 0; font-size: 15px; }
 .vet-head .facts span { display: inline-block; margin: 0 6px 2px 0; padding: 0 8px; border-radius: 9px; line-height: 20px;
   background: var(--jp-layout-color2, #eee); color: var(--jp-ui-font-color1, #222); font-size: 12px; }
 .vet-head p { margin: 1px 0; line-height: 20px; } .vet-head .links a { margin-right: 12px; color: var(--jp-content-link-color, #0b57d0); }
@@ -251,6 +251,9 @@ def vet(
 def write_desk(ranked: str | Path, data: Sequence[str | Path] = (), out: str | Path | None = None, **parameters: Any) -> Path:
     "Write the desk's notebook (`<ranked>.desk.ipynb`) for a list; returns its path. Parameters as in `vet`."
     out = Path(ranked).with_suffix(".desk.ipynb") if out is None else Path(out)
+    table_format(ranked, "read")
+    for path, what in [(ranked, "there is no table {}"), *((d, "{}: no such file or folder") for d in data)]:
+        if not Path(path).exists(): raise DataError(what.format(path))
     print(f"reading {ranked} and writing {out.name}, the notebook of the desk: some seconds", file=sys.stderr)
     import nbformat
     from papermill.iorw import load_notebook_node
@@ -272,9 +275,10 @@ def write_desk(ranked: str | Path, data: Sequence[str | Path] = (), out: str | P
 
 # %% ../../nbs/84_vetting.desk.ipynb #fcbb6eac
 def open_lab(book: str | Path) -> None:
-    "Open a notebook in JupyterLab and wait until it is closed. ConfigError where JupyterLab is not installed."
+    "Open a notebook in JupyterLab and wait until it is closed. ConfigError where JupyterLab is not installed, RunError where it ends with an error."
     if find_spec("jupyterlab") is None: raise ConfigError("the desk needs JupyterLab: pip install 'spectral-core[chapters]'")
-    subprocess.run([sys.executable, "-m", "jupyterlab", str(book)], check=False)
+    code = subprocess.run([sys.executable, "-m", "jupyterlab", str(book)], check=False).returncode
+    if code: raise RunError(f"JupyterLab ended with exit code {code}, see above; the desk is {book}: open it with jupyter lab {book}")
 
 # %% ../../nbs/84_vetting.desk.ipynb #00173ab4
 def write_counts(

@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 from ..analysis.blends import Templates, near_lines, second_redshift
 from ..analysis.catalogue import cutout_url
 from ..archives.layouts import simulated_rows
-from ..core import DataError, shipped_models
+from ..core import shipped_models
 from ..figures.vetting import Second, plot_case
 from ..models.autoencoder import RedshiftAutoencoder
 from ..models.flows import Flow
@@ -97,6 +97,8 @@ class Cases:
     nearest: np.ndarray  # (n, k) rows of `reference`; −1 for none
     simulated: np.ndarray  # (n,) which of them are
     missing: int  # rows of the ranking's top whose spectra were not found
+    total: int = 0  # rows of the whole ranking
+    unread: int = 0  # of these, rows without a spectrum, which stand below all others
 
     def __len__(self) -> int:
         return len(self.spectra)
@@ -112,11 +114,21 @@ class Cases:
         place = f"#{row['rank']}" if row["rank"] > 0 else f"({row['list'] if 'list' in self.ranked.colnames else 'not ranked'})"
         return f"{place}   {row['id']}"
 
+    def file(self, i: int) -> str:
+        "The file or store of a case, and the row in it unless it is the first; '' where neither table knows."
+        for row in (self.ranked[i], self.spectra.table[i]):
+            name = str(row["file"]).strip() if "file" in row.colnames else ""
+            if name in ("", "--"): continue
+            at = int(row["file_row"]) if "file_row" in row.colnames else 0
+            return f"{name}, row {at}" if at > 0 else name
+        return ""
+
     def facts(self, i: int) -> list[str]:
-        "What the ranking and the archive say of a case, in a few words each."
+        "What the ranking and the archive say of a case, in a few words each; first its file."
         row, table = self.ranked[i], self.spectra.table
         values = {"z": self.spectra.z[i], "sn": self.spectra.sn[i]} | {n: row[n] for n in _FACTS if n in self.ranked.colnames}
-        out = [_FACTS[n].format(float(v)) for n, v in values.items() if np.isfinite(float(v))]
+        out = [self.file(i)] if self.file(i) else []
+        out += [_FACTS[n].format(float(v)) for n, v in values.items() if np.isfinite(float(v))]
         said = [str(t[i][n]).strip() for t in (table, self.ranked) for n in _KNOWN if n in t.colnames]
         said = [text.lower() for text in dict.fromkeys(said) if text not in ("", "--", "nan", "NA")]
         if said: out.append("catalogue: " + " · ".join(said))
@@ -201,10 +213,9 @@ def gather(
     name, network, flow = _open_model(model, table)
     more = np.unique(np.linspace(n, max(len(table) - 1, n), reference).astype(int)) if len(table) > n and network is not None else np.empty(0, int)
     asked = table[np.concatenate([np.arange(min(n, len(table))), more])]
-    rows, spectra = find_spectra(asked, data, None if network is None else network.survey)
+    rows, spectra = find_spectra(asked, data, None if network is None else network.survey, first=n)
     if "norm" not in spectra.table.colnames: spectra = preprocess(spectra)
     shown = int(np.isin(rows["id"], asked["id"][:n]).sum())
-    if not shown: raise DataError(f"none of the first {n} spectra of the ranking is in {data}")
     first, best, second, nearest = spectra[:shown], None, [None] * shown, np.full((shown, neighbours), -1)
     if network is not None:
         check_grid(network, spectra)
@@ -212,4 +223,5 @@ def gather(
         nearest = _nearest(encode(network, spectra), shown, neighbours)
         if flow is not None: second = _second(first, best, ordinary_templates(network, flow))
     simulated = _are_mock(ranked, table, first) if mock is None else np.full(shown, mock)
-    return Cases(rows[:shown], first, name, best, second, spectra, np.asarray(rows["rank"]), nearest, simulated, min(n, len(table)) - shown)
+    missing, unread = min(n, len(table)) - shown, table.meta.get("unread", 0)
+    return Cases(rows[:shown], first, name, best, second, spectra, np.asarray(rows["rank"]), nearest, simulated, missing, len(table) + unread, unread)

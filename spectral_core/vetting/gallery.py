@@ -15,7 +15,7 @@ from pathlib import Path
 from astropy.table import Table
 from tqdm.auto import tqdm
 
-from ..core import atomic_write
+from ..core import ConfigError, atomic_write
 from .evidence import Cases, describe
 from .labels import current_labels, html_table, read_labels, summarise
 
@@ -85,6 +85,7 @@ _LEGEND = {
                "possible second object in blue; then windows of diagnostic lines.",
     "#1, #2, …": "The rank; 1 is the most unusual. A list in brackets instead, such as <i>strong lines</i>, <i>poor reconstruction</i> or <i>flagged</i>: the "
                  "spectrum has no rank, and a reason says why.",
+    "spectrum.fits, row 3": "The file or store that the spectrum comes from, and the row in it unless it is the first.",
     "−log p": "How rare the spectrum is among those that the model knows; larger is rarer.",
     "tail": "The chance that an ordinary galaxy of the same redshift and noise is at least as rare; small is unusual.",
     "χ²": "Misfit of the model per pixel; 1 is what noise alone leaves.",
@@ -99,11 +100,13 @@ def _head(cases: Cases, title: str, labels: Table, everything: Table) -> str:
     "Title, notes and tables."
     people = sorted(set(labels["inspector"].tolist()))
     done = len(set(labels["id"].tolist()) & set(cases.spectra.id.tolist()))
-    lines = [f"<h1>{html.escape(title)}</h1>", f"<p>{len(cases)} spectra, {done} labelled" + (f" by {html.escape(', '.join(people))}" if people else "")
+    of = f"of {cases.total} rows of the ranking" if cases.total > len(cases) else "spectra"
+    lines = [f"<h1>{html.escape(title)}</h1>", f"<p>{len(cases)} {of}, {done} labelled" + (f" by {html.escape(', '.join(people))}" if people else "")
              + (f"; ranked and drawn with the model <i>{html.escape(cases.model)}</i>" if cases.model else "") + "</p>"]
     which = "these spectra are simulated" if cases.simulated.all() else f"{cases.simulated.sum()} of these spectra are simulated; their cards say so"
     if cases.mock: lines.append(f'<p class="note">Mock data: {which}.</p>')
     if cases.missing: lines.append(f'<p class="note">{cases.missing} more spectra of the ranking\'s top were not found among the data.</p>')
+    if cases.unread: lines.append(f'<p class="note">{cases.unread} of the ranking\'s {cases.total} rows could not be read and have no card; the table says why.</p>')
     tables = summarise(everything, cases.ranked)
     lines += [f'<details><summary>{name} ({len(t)})</summary><div class="wide">{html_table(t)}</div></details>' for name, t in tables.items() if len(t)]
     terms = "".join(f"<dt>{word}</dt><dd>{meaning}</dd>" for word, meaning in _LEGEND.items())
@@ -129,7 +132,8 @@ def write_gallery(
     title: str = "The most unusual spectra",
     progress: bool = True,
 ) -> Path:
-    "One self-contained HTML page of all cases with their pictures and labels; returns its path."
+    "One self-contained HTML page of all cases with their pictures and labels; returns its path. ConfigError unless its name ends in .html or .htm."
+    if Path(out).suffix.lower() not in (".html", ".htm"): raise ConfigError(f"{out}: the gallery is a page, and its name ends in .html or .htm")
     everything = read_labels(labels)
     now = current_labels(everything)
     cards = [_card(cases, i, now) for i in tqdm(range(len(cases)), "draw", disable=not progress)]
