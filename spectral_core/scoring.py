@@ -131,10 +131,11 @@ def count_reasons(tables: Iterable[Table]) -> list[tuple[str, int, str, str]]:
     for table in tables:
         for name in ("not read", "flagged"):
             rows = table[np.asarray(table["list"]) == name]
+            files = rows["file"] if "file" in rows.colnames else np.full(len(rows), "memory")
             own, first, counts = np.unique(np.asarray(rows["reason"]), return_index=True, return_counts=True)
             for reason, i, n in zip(own.tolist(), first.tolist(), counts.tolist(), strict=True):
                 alike = re.sub(r"(?<=same observation as ).*|\(.*\)|\d+", "", reason)
-                found.setdefault((name, alike), [0, reason, str(rows["file"][i])])[0] += n
+                found.setdefault((name, alike), [0, reason, str(files[i])])[0] += n
     return sorted(((name, *facts) for (name, _), facts in found.items()), key=lambda r: (r[0] == "flagged", -r[1]))
 
 # %% ../nbs/82_scoring.ipynb #6955f832

@@ -208,6 +208,12 @@ def test_reasons_are_counted_alike_at_the_notebook_and_in_slices(files, own, tmp
     assert sum("same observation" in reason for reason in said) == 1 and any("redshift" in reason for reason in said)
 
 
+def test_reasons_are_counted_for_spectra_in_memory_too(mock, own):
+    table = score(mock.replace(z=np.full(len(mock), 3.0)), own, progress=False)
+    [(name, n, reason, file)] = count_reasons([table])
+    assert (name, n, file) == ("flagged", len(mock), "memory") and "no redshift within" in reason
+
+
 def test_the_table_knows_its_pages_and_what_was_passed_over(files, own, tmp_path):
     for k in range(12): (tmp_path / f"notes.kind{k}").write_text("x")
     write_sdss(mock_survey("sdss", n=1, seed=9), tmp_path)
