@@ -144,4 +144,4 @@ def write_correction(mirror: str | Path, out: str | Path | None = None) -> Path:
 
 # %% ../../nbs/33_simulate.correction.ipynb #1e1c5ed7
 #| eval: false
-if __name__ == "__main__": print(write_correction(sys.argv[1]))
+if __name__ == "__main__" and Path(sys.argv[0]).stem == "correction": print(write_correction(sys.argv[1]))  # not where this is a cell of a notebook
