@@ -96,7 +96,7 @@ def _peak(gain: np.ndarray, blocked: np.ndarray, gap: int) -> tuple[np.ndarray, 
     near = np.abs(np.arange(gain.shape[1]) - best[:, None]) <= gap
     return best, np.clip(offset, -0.5, 0.5), np.where(near, 0.0, gain).max(axis=1)
 
-
+# %% ../../nbs/66_analysis.blends.ipynb #11d9d14f
 def second_redshift(
     wave: np.ndarray,  # (m,) Å, a logarithmic grid
     residual: np.ndarray,  # (n, m) spectrum minus its best model
@@ -143,7 +143,7 @@ def near_lines(
     near = [np.abs(places - np.log(line_wave(name))) < reach_kms / 299792.458 for name in names]
     return np.any(near, axis=0)
 
-
+# %% ../../nbs/66_analysis.blends.ipynb #51a0ddde
 def find_blends(
     spectra: Spectra,
     reconstruction: np.ndarray,  # (n, m) best model of each spectrum
