@@ -65,7 +65,7 @@ def _merits(model: RedshiftAutoencoder, test: Spectra, seed: int) -> dict[str, A
     return {"n": len(test), "L_fid": float(np.nanmean(quality["chi2_all"]) / 2), "median chi2_valid": float(np.nanmedian(quality["chi2_valid"])),
             "distance to the augment over that of random pairs": [round(ratio.ratio, 4), round(ratio.ratio_error, 4)]}
 
-
+# %% ../nbs/86_shipping.ipynb #8a766a66
 def _perfect(test: Spectra, seed: int) -> float:
     "L_fid of the truth: the same galaxies, seen without noise."
     clear = preprocess(reobserve(test, sn=1000.0, seed=seed), telluric="none")
@@ -99,7 +99,7 @@ def _density(model: nn.Module, parts: Sequence[Spectra], seed: int, run: Path | 
     fit(flow, *latents, **dict(n_epoch=100, batch_size=256, lr=2e-3, patience=20, seed=seed, run=run and run / "flow") | how)
     return flow
 
-
+# %% ../nbs/86_shipping.ipynb #08c9e462
 def _calibrate(model: nn.Module, flow: nn.Module, references: Sequence[Spectra]) -> TailCalibration:
     "What log p ordinary spectra have, under all conditions of their observation."
     density = np.concatenate([log_prob(flow, encode(model, part)) for part in references])
@@ -112,7 +112,7 @@ def _tail(model: nn.Module, flow: nn.Module, calibration: TailCalibration, test:
     tail = calibration.probability(test, density)
     return {"mean log_prob": float(np.nanmean(density)), "share with tail probability below 0.1": float(np.mean(tail[np.isfinite(tail)] < 0.1))}
 
-
+# %% ../nbs/86_shipping.ipynb #0c0b1961
 def _write(out: Path, name: str, model: nn.Module, flow: nn.Module, calibration: TailCalibration | None, card: dict[str, Any]) -> dict[str, Any]:
     "A model in half precision, its density in full, the calibration; returns the card."
     save_model(model, out / name, card, half=True)
@@ -145,7 +145,7 @@ def _exposed(spectra: Spectra, seed: int) -> Spectra:
     "The same galaxies with S/N between 1 and 40, uniform in its logarithm."
     return preprocess(reobserve(spectra, sn=40 ** generator("exposures", seed).random(len(spectra)), seed=seed))
 
-
+# %% ../nbs/86_shipping.ipynb #e00875c7
 def ship_desi(out: Path, n: int, n_epoch: int, seed: int = 0, run: Path | None = None) -> dict[str, Any]:
     "Train, calibrate and write 'desi' and 'desi_flow' below `out`; returns the card."
     train, valid, test = _split(_bright(n, seed), seed)
@@ -240,7 +240,7 @@ def ship(
     size = SIZES[name][0] if n is None else n, SIZES[name][1] if n_epoch is None else n_epoch
     return _SHIP[name](Path(out or assets_dir()), *size, seed, None if run is None else Path(run))
 
-
+# %% ../nbs/86_shipping.ipynb #cb4061a2
 def main(arguments: Sequence[str] | None = None) -> None:
     "`python -m spectral_core.shipping [NAME…]`: train models of the package again, all of them by default, and print their cards."
     import argparse
