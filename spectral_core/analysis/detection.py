@@ -39,7 +39,7 @@ def _below(positive: np.ndarray, ordinary: np.ndarray, counts: np.ndarray) -> np
     left, right = (np.searchsorted(ordinary, positive, side=s) for s in ("left", "right"))
     return (total[:, left] + total[:, right]) / 2
 
-
+# %% ../../nbs/67_analysis.detection.ipynb #e483315e
 def auc(
     score_positive: np.ndarray,  # (p,) of the outliers: larger is more unusual
     score_negative: np.ndarray,  # (n,) of the ordinary spectra
@@ -77,7 +77,7 @@ def budget_threshold(score: np.ndarray, budget: float = 0.01) -> float:
         raise DataError(f"{len(score)} ordinary scores cannot fix a budget of {budget:g}: need {1 / budget:.0f}")
     return float(np.quantile(score, 1 - budget, method="higher"))
 
-
+# %% ../../nbs/67_analysis.detection.ipynb #c917ec07
 def recall_at_budget(
     score: np.ndarray,  # (n,) larger is more unusual; NaN = flagged, not scored
     is_outlier: np.ndarray,  # (n,) bool
