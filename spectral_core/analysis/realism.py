@@ -115,7 +115,7 @@ def _cross_validated(inside: np.ndarray, outside: np.ndarray, seed: int) -> tupl
     value = cross_val_predict(judge, x, y, cv=folds, method="decision_function")
     return value[y == 1], value[y == 0]
 
-
+# %% ../../nbs/68_analysis.realism.ipynb #d9bc65c0
 def matched_classifier(
     real: np.ndarray,  # (n, K) coefficients of real spectra; NaN rows are left out with their matches
     mock: np.ndarray,  # (N, K) of mock spectra drawn for their z and S/N
