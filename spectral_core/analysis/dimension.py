@@ -33,7 +33,7 @@ def n_conditions(conditions: str) -> int:
     "How many properties 'mass+SFR' are: 2. None for '' and 'none'."
     return 0 if conditions in ("", "none") else conditions.count("+") + 1
 
-
+# %% ../../nbs/66_analysis.dimension.ipynb #09e6c89b
 def _with_means(table: Table) -> Table:
     "The table; where it has `bounds` (fits, n), spectrum by spectrum, also `iwae` and `iwae_error` over those that all fits know."
     if "bounds" not in table.colnames or not len(table): return table
@@ -62,7 +62,7 @@ def _checked(table: Table) -> Table:
                             f"({len(bad)} such fits): leave the row out or fit again")
     return table
 
-
+# %% ../../nbs/66_analysis.dimension.ipynb #87f64259
 def _mean(values: np.ndarray) -> tuple[float, float]:
     "Mean and standard error over seeds; the error of a single one is NaN."
     values = np.asarray(values, dtype=np.float64)
@@ -110,7 +110,7 @@ def elbow(dimension: np.ndarray, chi2: np.ndarray) -> int | None:
     below = y[0] + (y[-1] - y[0]) * (x - x[0]) / (x[-1] - x[0]) - y
     return int(x[below.argmax()]) if below.max() > 0 else None
 
-
+# %% ../../nbs/66_analysis.dimension.ipynb #9b943d7c
 def _deficits(bounds: np.ndarray, n_latent: np.ndarray, latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Mean deficits (d,) of `latents` against the best in nats, from `bounds` (fits, n), and their errors over spectra and seeds."
     groups = [bounds[n_latent == d] for d in latents]
@@ -121,7 +121,7 @@ def _deficits(bounds: np.ndarray, n_latent: np.ndarray, latents: np.ndarray) -> 
     error = np.sqrt(deficit.var(axis=1) / mean.shape[1] + seeds**2 + np.where(latents == latents[best], 0, seeds[best] ** 2))
     return deficit.mean(axis=1), error
 
-
+# %% ../../nbs/66_analysis.dimension.ipynb #cf7f458b
 def choose_dimension(table: Table, conditions: str = "none") -> Choice:
     """Choose among the fits with one set of conditions. DataError: no such fits, or an error of the best that nobody knows.
 
@@ -163,7 +163,7 @@ def _patterns(k: int, n_pixel: int, random: np.random.Generator) -> np.ndarray:
     mixed = np.linalg.qr((random.normal(size=(k, k)) @ waves).T)[0]
     return mixed.T * np.sqrt(n_pixel)
 
-
+# %% ../../nbs/66_analysis.dimension.ipynb #47853e18
 def synthetic_manifold(
     n: int,
     dimension: int,
