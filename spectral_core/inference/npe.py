@@ -76,7 +76,7 @@ class PosteriorConfig(Config):
         names = ("n_hidden", "n_block", "n_component", "n_member", "seed")
         return AutoregressiveMixture(len(THETA), MixtureConfig(context=n_context, **{k: getattr(self, k) for k in names}))
 
-
+# %% ../../nbs/71_inference.npe.ipynb #73d24f5f
 def training_data(sample: PhotometricSample, n_noise: int = 1, seed: int = 0, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
     "(free, context) of a sample and of `n_noise` − 1 new observations of it; with `extra` (n, k) columns only as it is."
     if extra is None: parts = [sample, *(sample.renoise(seed_from("epoch", seed, i)) for i in range(1, n_noise))]
@@ -107,7 +107,7 @@ def _row_seeds(seen: Observed, seed: int) -> Tensor:
     for column in columns.T: seeds = hashed_bits(seeds ^ column, 1)[:, 0]
     return seeds
 
-
+# %% ../../nbs/71_inference.npe.ipynb #26741c64
 @dataclass(frozen=True)
 class Posterior:
     "p(theta | photometry) of any galaxy: a density of the free parameters, and the prior that makes theta of them."
