@@ -71,7 +71,7 @@ def _datasets(incomplete: str, ctx: typer.Context) -> list[tuple[str, str]]:
     return [(d["name"], d["title"]) for d in list_datasets() if d["name"].startswith(incomplete) and d["name"] not in taken]
 
 # %% ../nbs/85_cli.ipynb #f2e0bb07
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False,
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,  # boxes would call a flag <bool>
                   help="Galaxy spectra compressed, ranked and explained: five papers as one tested system.")
 
 
@@ -115,15 +115,14 @@ def run(
     stale: Annotated[str, typer.Option(help="An earlier run of other parameters, data or code: refuse, or redo (set it aside)",
                                         autocompletion=_words("refuse", "redo"))] = "refuse",
 ) -> None:
-    "Run a chapter from beginning to end; its numbers are believed only if every step of it completed."
+    "Run a chapter from beginning to end. Its numbers are believed only if every step of it completed."
     from spectral_core.chapters import run_chapter
 
     settings = {"profile": profile, "source": source, "train": train, "data": data, "seed": seed, "device": device, "out": out}
     with _resumable(): results = run_chapter(chapter, **settings, force=force, stale=stale, parameters=_as_dict(parameter or []))
     counts = Counter(claim["verdict"] for claim in results["claims"])
     print(f"{results['chapter']}: {', '.join(f'{counts[v]} {v}' for v in VERDICTS if counts[v]) or 'no claims'}, "
-          f"{results['seconds']:.0f} s (run {results['run_id'][:8]})")
-    print(Path(results["parameters"]["out"]) / "report.html")
+          f"{results['seconds']:.0f} s (run {results['run_id'][:8]})", Path(results["parameters"]["out"]) / "report.html", sep="\n")
 
 # %% ../nbs/85_cli.ipynb #4f3846c2
 def _for_screen(table: Any, width: int) -> list[str]:
@@ -158,7 +157,9 @@ def _why(reasons: Sequence[tuple[str, int, str, str]]) -> Iterator[str]:
     "Up to five reasons for each list, with their numbers and a file."
     for name in dict.fromkeys(reason[0] for reason in reasons):
         mine = [reason for reason in reasons if reason[0] == name]
-        for _, n, reason, file in mine[:5]: yield f"{name}: {n} × {reason}, {'e.g.' if n > 1 else 'in'} {file}"
+        for _, n, reason, file in mine[:5]:
+            hint = " (DESI's are in redrock-*.fits beside the coadd)" * ("no redshift" in reason and file.startswith("coadd-"))
+            yield f"{name}: {n} × {reason}{hint}, {'e.g.' if n > 1 else 'in'} {file}"
         if mine[5:]: yield f"{name}: {sum(reason[1] for reason in mine[5:])} more, for {_n(len(mine) - 5, 'other reason')}"
 
 # %% ../nbs/85_cli.ipynb #ac24b305
@@ -174,7 +175,7 @@ def score(
     force: Annotated[bool, typer.Option("--force", help="Score all anew: remove the parts of an earlier run first")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda", autocompletion=_words(*_DEVICES))] = "auto",
 ) -> None:
-    "Rank spectra by how unusual they are, without training: one row each, nothing dropped, any number of them with --out."
+    "Rank spectra by how unusual they are. Nothing is trained, nothing dropped: one row each, of any number of them with --out."
     from spectral_core.ranking.parts import passed_over
     from spectral_core.scoring import count_reasons, score, score_survey
 
@@ -211,7 +212,7 @@ def fit(
     force: Annotated[bool, typer.Option("--force", help="Remove another run that is in the folder")] = False,
     tied: Annotated[bool, typer.Option("--tied", hidden=True)] = False,  # to whoever started this: see fit_on_gpus
 ) -> None:
-    "Train a model on a store; on many GPUs: torchrun --nproc_per_node 8 -m spectral_core fit …"
+    "Train a model on a store. On many GPUs: torchrun --nproc_per_node 8 -m spectral_core fit …"
     from spectral_core.training.distributed import changed, end_with_parent, fit_store, log_processes, read_settings
     from spectral_core.training.schedule import FitConfig
 
@@ -226,7 +227,7 @@ def fit(
 @app.command()
 def fetch(names: Annotated[list[str], typer.Argument(help="Data sets by name; see the command list", autocompletion=_datasets)],
           offline: Annotated[bool, typer.Option("--offline", help="Use only what is already here")] = False) -> None:
-    "Fetch data sets by name, verified; those that are here already are not fetched again."
+    "Fetch data sets by name, verified. Those that are here already are not fetched again."
     from spectral_core.manifest import fetch
 
     for name in names: print(f"{name}: {_n(len(fetch(name, offline=offline)), 'file')}")
@@ -234,7 +235,7 @@ def fetch(names: Annotated[list[str], typer.Argument(help="Data sets by name; se
 # %% ../nbs/85_cli.ipynb #88e2d6a3
 @app.command("list")
 def list_all() -> None:
-    "List the chapters, the models that travel with the package, and the data sets."
+    "List chapters, models to score with, and data sets."
     from rich.console import Console
     from rich.table import Table
 
@@ -273,18 +274,17 @@ def vet(
     mock: Annotated[bool, typer.Option("--mock", help="The spectra are simulated: say so everywhere")] = False,
     no_open: Annotated[bool, typer.Option("--no-open", help="Write the desk's notebook, but don't open JupyterLab")] = False,
 ) -> None:
-    "Look at the top of a ranking and say what each spectrum is: a desk in JupyterLab, or a gallery in one page."
+    "Look at a ranking and say what each spectrum is. A desk in JupyterLab, or a gallery in one page."
     from spectral_core.vetting.desk import open_lab, write_counts, write_desk
+    from spectral_core.vetting.evidence import gather
+    from spectral_core.vetting.gallery import check_page, write_gallery
+    from spectral_core.vetting.labels import labels_path
 
     settings = {"n": top, "model": model, "mock": mock or None}
+    if gallery: check_page(gallery)
     for name, table in write_counts(ranked, labels, published) if counts else (): print(name, *table.pformat(max_lines=-1, max_width=-1), sep="\n")
-    if gallery:
-        from spectral_core.vetting.evidence import gather
-        from spectral_core.vetting.gallery import write_gallery
-        from spectral_core.vetting.labels import labels_path
-
-        print(write_gallery(gather(ranked, data, **settings), gallery, labels=labels or labels_path(ranked), title=ranked.name))
-    if counts or gallery: return
+    if gallery: print(write_gallery(gather(ranked, data, **settings), gallery, labels=labels or labels_path(ranked), title=ranked.name))
+    if (counts or gallery) and not no_open: return
     book = write_desk(ranked, data or (), inspector=inspector, labels=str(labels.resolve()) if labels else None, **settings)
     print(book)
     if not no_open: open_lab(book)

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -64,10 +65,11 @@ class Flag(IntFlag):
     FATAL = NODATA | BAD_IVAR | NO_NORM | BAD_NORM | BAD_Z
 
     @classmethod
-    def reasons(cls, value: int, words: bool = False) -> str:
-        "The names of the bits set in `value`, joined by commas, or what they mean in words; empty where nothing is wrong."
+    def reasons(cls, value: int, words: bool = False, z: float | None = None) -> str:
+        "The names of the bits set in `value`, joined by commas, or what they mean in words, more exactly with the redshift; empty where nothing is wrong."
         bits = [bit for bit in cls if int(value) & bit]
-        return ", ".join(_IN_WORDS[bit] for bit in bits) if words else ",".join(bit.name for bit in bits)
+        said = _IN_WORDS if z is None else _IN_WORDS | {cls.BAD_Z: "redshift outside the model's range" if math.isfinite(z) else "no redshift"}
+        return ", ".join(said[bit] for bit in bits) if words else ",".join(bit.name for bit in bits)
 
 
 _IN_WORDS = {

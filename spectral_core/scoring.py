@@ -106,7 +106,8 @@ def _rank(models: Models, spectra: Spectra, device: str) -> tuple[Table, np.ndar
 def _nothing(n: int, name: str, reason: str) -> DataError:
     "The error where none of n files could be read: the first of them, and why."
     hint = "; wanted a table with wave, flux, and ivar or error" if reason.startswith("no spectrum found") else ""
-    return DataError(f"none of the {n} files holds a spectrum; the first: {name}: {reason}{hint}")
+    which = f"none of the {n} files holds a spectrum; the first: " if n > 1 else "no spectrum to score: "
+    return DataError(f"{which}{name}: {reason}{hint}")
 
 
 def _read(files: str | Path | Sequence[str | Path], survey: Survey, progress: bool) -> tuple[Spectra, list[tuple[str, str]]]:

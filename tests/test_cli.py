@@ -162,6 +162,14 @@ def test_reasons_are_counted_and_a_single_file_is_not_many(command, tmp_path, mo
     assert "1 row: 1 " in out
 
 
+def test_coadds_without_redrock_say_where_redshifts_are():
+    from spectral_core.cli import _why
+
+    [coadd, spec] = _why([("flagged", 5, "no redshift, cropped", "coadd-1.fits"), ("flagged", 1, "no redshift", "mine.fits")])
+    assert coadd == "flagged: 5 × no redshift, cropped (DESI's are in redrock-*.fits beside the coadd), e.g. coadd-1.fits"
+    assert spec == "flagged: 1 × no redshift, in mine.fits"
+
+
 def test_fetch_and_list(command, monkeypatch):
     monkeypatch.setattr(manifest, "fetch", lambda name, **settings: ["one", "two"])
     assert command("fetch", "a", "b") == (0, "a: 2 files\nb: 2 files\n", "")
@@ -233,6 +241,13 @@ def test_every_option_says_what_it_does(command_name):
     assert set(top.commands) >= {"run", "score", "fetch", "list", "report"} and (found.help or "").strip()
     silent = [p.name for p in found.params if not getattr(p, "help", None) and not getattr(p, "hidden", False)]
     assert not silent, f"{command_name or 'spectral-core'}: no help for {silent}"
+
+
+def test_help_asks_no_value_of_a_flag_and_cuts_no_sentence(command):
+    for name in ("run", "score", "fit", "fetch", "vet"):
+        out = command(name, "--help")[1]
+        assert "<bool>" not in out and "--help " in out
+    assert "..." not in command("--help")[1].partition("Commands:")[2]
 
 
 def test_completion_is_installed_for_the_shell_in_use(tmp_path):

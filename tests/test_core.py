@@ -92,6 +92,8 @@ def test_settings_that_do_not_fit_are_refused(values, words):
 def test_flags_have_reasons_and_a_suggestion_is_near():
     assert Flag.reasons(Flag.FATAL) == "NODATA,BAD_IVAR,NO_NORM,BAD_NORM,BAD_Z" and Flag.reasons(0) == ""
     assert Flag.reasons(np.int32(Flag.CROPPED | Flag.BAD_Z)) == "BAD_Z,CROPPED"
+    assert [Flag.reasons(Flag.BAD_Z | Flag.CROPPED, words=True, z=z).partition(",")[0] for z in (np.nan, 3.0)] == \
+        ["no redshift", "redshift outside the model's range"]
     both = Flag.reasons(Flag.BAD_Z | Flag.NO_NORM, words=True)
     assert both == "too few pixels to normalise by, no redshift within the model's range"
     assert all(Flag.reasons(bit, words=True).islower() for bit in Flag) and Flag.reasons(0, words=True) == ""

@@ -56,6 +56,9 @@ def test_one_galaxy_at_the_notebook(shipped, model):
     assert np.allclose(plain["log_mstar"], weighted["log_mstar"], atol=1e-5)
     betas = np.sum([plain[f"beta{k}"] for k in range(1, 5)], axis=0)
     assert np.allclose(betas, 1, atol=1e-5) and (plain["dust2"] > 0).all() and (plain["dust2"] < 3).all()
+    with pytest.warns(UserWarning, match="u - g is 12.80, and the network learned from"):
+        posterior([30, 17.2, 16.5, 16.2, 16.0], [0.05] * 5, 0.1, n=10)
+    with pytest.warns(UserWarning, match="ln error of u"): posterior(SEEN[0], [1e-5, *SEEN[1][1:]], SEEN[2], n=10)
     blind = posterior([np.nan, *SEEN[0][1:]], SEEN[1], SEEN[2], n=500)
     assert np.std(blind["dust2"]) > 0.8 * np.std(plain["dust2"])
     for bad in (([np.nan] * 5, SEEN[1], 0.03), (SEEN[0], SEEN[1], -1.0), (SEEN[0], SEEN[1], np.nan)):

@@ -348,6 +348,29 @@ def test_an_error_may_have_a_unit_of_its_own(tmp_path):
     np.testing.assert_allclose(same.ivar, plain.ivar, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["noise", "dflux", "variance", "var"])
+def test_uncertainties_have_many_names_and_may_be_variances(tmp_path, name):
+    plain, power = read_sdss(own(tmp_path, PLAIN)), 2 if name.startswith("var") else 1
+    spread = np.where(np.arange(601) == 300, 0, (0.1 * FLUX) ** power)  # no error, no weight
+    columns = {"wave": WAVE, "flux": FLUX, name: spread}
+    same = read_sdss(own(tmp_path, columns))
+    kept = np.abs(plain.wave - WAVE[300]) > 3
+    np.testing.assert_allclose(same.ivar[:, kept], plain.ivar[:, kept], rtol=1e-6)
+    assert same.ivar[:, ~kept].min() == 0
+    units = {"flux": "1e-17 erg/s/cm2/Angstrom", name: {1: "1e-18 erg/s/cm2/Angstrom", 2: "1e-36 erg2/s2/cm4/Angstrom2"}[power]}
+    other = read_sdss(own(tmp_path, columns | {name: spread * 10**power}, units))
+    np.testing.assert_allclose(other.ivar, same.ivar, rtol=1e-6)
+
+
+def test_a_flux_in_cgs_without_a_unit_is_asked_about(tmp_path):
+    small = PLAIN | {"flux": FLUX * 1e-17, "error": FLUX * 1e-18}
+    with pytest.raises(DataError, match="own.fits: flux has no unit and a median of 2e-17: give the column its unit"):
+        read_sdss(own(tmp_path, small))
+    said, plain = read_sdss(own(tmp_path, small, {"flux": "erg/s/cm2/Angstrom"})), read_sdss(own(tmp_path, PLAIN))
+    np.testing.assert_allclose(said.flux, plain.flux, rtol=1e-6)
+    assert (read_sdss(own(tmp_path, PLAIN | {"flux": 0 * FLUX})).flux == 0).all(), "nothing is not small"
+
+
 @pytest.mark.parametrize("vectors", [False, True])
 def test_a_logical_mask_is_bad_where_it_is_true(tmp_path, vectors):
     bad = np.arange(601) // 100 == 2

@@ -159,9 +159,11 @@ def ranked(mock, tmp_path_factory):
 
 @pytest.mark.parametrize("suffix", [".fits", ".ecsv", ".csv", ".parquet"])
 def test_any_ranked_table_will_do(tmp_path, suffix):
-    table = Table({"targetid": [2**60 + 1, 2**60, 7], "rank": [2, 1, -1], "list": ["ranked", "ranked", "flagged"]})
+    rank, place = [2, 1, -1, -1, -1], ["ranked", "ranked", "flagged", "flagged", "not read"]
+    table = Table({"targetid": [2**60 + 1, 2**60, 7, -622, -1], "rank": rank, "list": place})  # -622: a fibre on no target
     write_table(table, tmp_path / f"r{suffix}")
-    assert read_ranking(tmp_path / f"r{suffix}")["id"].tolist() == [2**60, 2**60 + 1, 7]
+    found = read_ranking(tmp_path / f"r{suffix}")
+    assert found["id"].tolist() == [2**60, 2**60 + 1, 7, -622] and found.meta["unread"] == 1
 
 
 def test_spectra_are_found_by_id_in_files_stores_and_memory(mock, ranked, tmp_path):
@@ -284,8 +286,10 @@ def test_pictures_name_files_below_the_titles_without_overlaps(mock, ranked):
     table["file"] = ["a" * 90 + ".fits", table["file"][1], ""]
     table["file_row"] = [12, 0, 0]
     spectra = find_spectra(table, mock)[1]
+    table["neg_log_prob"][2], table["rank"][2] = np.nan, -1
     figure = plot_outliers(spectra, table)
     figure.draw_without_rendering()
+    assert [("log p" in ax.get_title("left")) for ax in figure.axes[::4]] == [True, True, False]
     titles = [ax.get_title("left") for ax in figure.axes[::4]]
     assert [t.count("\n") for t in titles] == [1, 1, 0]
     assert titles[0].endswith("a.fits, row 12") and titles[1].endswith("\n" + table["file"][1])
@@ -348,10 +352,14 @@ def test_the_command(ranked, tmp_path, capsys):
     with pytest.raises(SystemExit) as end: main(["vet", str(table), "--counts"])
     assert end.value.code == 2 and "nobody has labelled" in capsys.readouterr().err
     add_label(labels_path(table), read_ranking(table)["id"][0], "dusty", "Ann")
-    more = ["--counts", "--gallery", str(tmp_path / "g.html"), "--top", "2", "--mock"]
+    (tmp_path / "list.desk.ipynb").unlink()
+    with pytest.raises(SystemExit) as end: main(["vet", str(table), "--data", "nowhere", "--gallery", "g.txt"])
+    assert end.value.code == 2 and "g.txt: the gallery is a page" in capsys.readouterr().err, "before anything is read"
+    more = ["--counts", "--gallery", str(tmp_path / "g.html"), "--top", "2", "--mock", "--no-open"]
     with pytest.raises(SystemExit) as end: main(["vet", str(table), *data, *more])
     assert not end.value.code and "dusty" in capsys.readouterr().out
     assert read_table(tmp_path / "list.classes.csv")["class"].tolist() == ["dusty"]
+    assert (tmp_path / "list.desk.ipynb").is_file(), "--no-open writes the desk, whatever else is written"
     page = (tmp_path / "g.html").read_text()
     assert page.count("<article") == 2 and "Mock data" in page and "dusty" in page
 

@@ -50,10 +50,10 @@ def _column(values: np.ndarray | None, n: int, name: str) -> np.ndarray:
     return values
 
 
-def _reasons(flag: np.ndarray, place: np.ndarray, notes: tuple[str, ...]) -> np.ndarray:
+def _reasons(flag: np.ndarray, z: np.ndarray, place: np.ndarray, notes: tuple[str, ...]) -> np.ndarray:
     "Why each row stands where it stands: its flags in words and the note of its list."
-    codes, back = np.unique(np.stack([flag, place]), axis=1, return_inverse=True)
-    texts = ["; ".join(filter(None, (notes[p], Flag.reasons(f, words=True)))) for f, p in codes.T.tolist()]
+    codes, back = np.unique(np.stack([flag, place, np.isfinite(z)]), axis=1, return_inverse=True)
+    texts = ["; ".join(filter(None, (notes[p], Flag.reasons(f, words=True, z=0 if known else np.nan)))) for f, p, known in codes.T.tolist()]
     return np.array(texts, dtype=str)[back.ravel()] if texts else np.array([], dtype=str)
 
 # %% ../../nbs/60_analysis.outliers.ipynb #de83149b
@@ -87,7 +87,7 @@ def rank_outliers(
     table["neg_log_prob"], table["chi2_all"], table["chi2_valid"] = score, chi2_all, chi2_valid
     if tail is not None: table["tail_probability"] = _column(tail, n, "tail")
     table["peak_flux"], table["strong_line"], table["misfit"], table["good_reconstruction"] = peak, strong, miss, well
-    reason = _reasons(spectra.flag, place, ("", *notes, "", "log p is not finite"))
+    reason = _reasons(spectra.flag, spectra.z, place, ("", *notes, "", "log p is not finite"))
     table["flag"], table["reason"] = spectra.flag, reason
     table["rank"] = -1
     table["list"] = np.array(LISTS)[place]

@@ -122,14 +122,24 @@ def _spspec(path: Path, hdus: list[HDU]) -> SpectrumFile:
 _WAVE = ("loglam", "log_lam", "logwave", "wave", "wavelength", "lambda", "lam")
 _FLUX = ("flux", "flam", "f_lambda", "flux_lambda")
 _IVAR = ("ivar", "inverse_variance", "invvar")
-_ERROR = ("err", "error", "flux_err", "fluxerr", "flux_error", "err_flux", "e_flux", "sigma", "std", "uncertainty")
+_ERROR = ("err", "error", "flux_err", "fluxerr", "flux_error", "err_flux", "e_flux", "dflux", "sigma", "std", "noise", "uncertainty")
+_VARIANCE = ("var", "variance", "flux_var", "flux_variance")
+_SPREAD = _IVAR + _ERROR + _VARIANCE
 _MASK = ("and_mask", "mask", "qual", "quality", "flags")
 _FLUX_UNIT = u.Unit(1e-17 * u.erg / u.s / u.cm**2 / u.AA)
+_SMALLEST = 1e-8  # no spectrograph sees a flux of 1e-25 erg/s/cm²/Å
 
 
 def _pick(hdu: HDU, names: Sequence[str]) -> str | None:
     "The first of `names` that the table has."
     return next((n for n in names if n in hdu.names), None)
+
+
+def _check_size(path: Path, name: str, flux: np.ndarray) -> None:
+    "DataError where a flux (m,) without a unit is too small to be in the 1e-17 erg/s/cm²/Å that it would be taken for."
+    seen = np.abs(flux[np.isfinite(flux) & (flux != 0)])
+    if len(seen) and np.median(seen) < _SMALLEST:
+        raise DataError(f"{path}: {name} has no unit and a median of {np.median(seen):.1g}: give the column its unit, as in erg / (s cm2 Angstrom)")
 
 
 _SPELLINGS = {r"(?i)\bang(strom)?s?\b": "Angstrom", r"\bA\b": "Angstrom", r"\bergs\b": "erg", r"\bsec\b": "s"}
@@ -153,7 +163,7 @@ def _in_unit(path: Path, hdu: HDU, name: str, target: u.UnitBase, wave: np.ndarr
 
 def _instead(hdus: Sequence[HDU]) -> str:
     "What a file holds that is no spectrum, in a few words: an image, or what the best of its tables lacks."
-    wants = {"wave": _WAVE, "flux": _FLUX, "ivar or error": _IVAR + _ERROR}
+    wants = {"wave": _WAVE, "flux": _FLUX, "ivar or error": _SPREAD}
     lacking = [([what for what, names in wants.items() if not _pick(h, names)], h) for h in hdus if h.names]
     if lacking:
         lacks, table = min(lacking, key=lambda found: len(found[0]))
@@ -172,11 +182,11 @@ def _step_card(hdu: HDU) -> str | None:
 def _table_of(path: Path, hdus: list[HDU]) -> tuple[HDU, str, str, str]:
     "The first table with wavelength, flux and an uncertainty, and the names of the three columns."
     for hdu in hdus:
-        wave, flux, error = _pick(hdu, _WAVE), _pick(hdu, _FLUX), _pick(hdu, _IVAR + _ERROR)
+        wave, flux, error = _pick(hdu, _WAVE), _pick(hdu, _FLUX), _pick(hdu, _SPREAD)
         if wave and flux and error: return hdu, wave, flux, error
     desi, step = any(h.name == "B_WAVELENGTH" for h in hdus), next(filter(None, map(_step_card, hdus)), None)
     if step and not desi: raise DataError(f"{path}: an image with CRVAL1 and {step}: write a table with wave, flux, error (docs/own_spectra.md)")
-    wanted = f"wavelength ({', '.join(_WAVE)}), flux ({', '.join(_FLUX)}), ivar or error ({', '.join(_IVAR + _ERROR)})"
+    wanted = f"wavelength ({', '.join(_WAVE)}), flux ({', '.join(_FLUX)}), ivar or error ({', '.join(_SPREAD)})"
     hint = "; this is a DESI file: use read_desi" if desi else f": {_instead(hdus)}"
     raise DataError(f"{path}: no spectrum found{hint}; wanted a table with {wanted}; found {'; '.join(map(str, hdus))}")
 
@@ -240,7 +250,9 @@ def _table(path: Path, hdus: list[HDU]) -> SpectrumFile:
     loglam, spread = _vacuum(path, hdus, hdu, wave, loglam.astype("f8")), spread.astype("f8")
     own = error if error in _ERROR and hdu.of(error, "TUNIT") else flux  # an error without a unit has that of the flux
     with np.errstate(over="ignore"): scale, noise = (_in_unit(path, hdu, name, _FLUX_UNIT, 10**loglam) for name in (flux, own))
-    if error in _ERROR: spread = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1.0) ** 2, 0.0)
+    if error in _VARIANCE and hdu.of(error, "TUNIT"): noise = _in_unit(path, hdu, error, _FLUX_UNIT**2) ** 0.5
+    if error not in _IVAR: spread = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1.0) ** (1 if error in _VARIANCE else 2), 0.0)
+    if not hdu.of(flux, "TUNIT"): _check_size(path, flux, light)
     sdss = "SDSS" in _first(hdus, ["TELESCOP"], "")  # there RA, DEC are where the telescope pointed
     row = next((h for h in hdus[1:] if "z" in h.names and len(h.data) == 1), None)
     says = lambda keys, default: _first(hdus, keys, _cell(row, keys, default))

@@ -137,7 +137,8 @@ def plot_spectrum(
 def _caption(row: Table.Row) -> str:
     "Rank or list, id, z, χ² and −log p of one row of a ranking; below, the end of its file's name, and the row in it."
     place = f"#{row['rank']}" if row["rank"] > 0 else f"({row['list']})"
-    text = f"{place}  {row['id']}  {_redshift(row['z'])}  −log p {row['neg_log_prob']:.4g}"
+    text = f"{place}  {row['id']}  {_redshift(row['z'])}"
+    if np.isfinite(row["neg_log_prob"]): text += f"  −log p {row['neg_log_prob']:.4g}"
     if np.isfinite(row["chi2_valid"]): text += f"  χ² {row['chi2_valid']:.4g}"
     if "group" in row.colnames and row["group"]: text += f"  {str(row['group']).replace('_', ' ')}"
     text += f"  [{row['reason']}]" if row["reason"] else ""

@@ -5,6 +5,7 @@
 # %% ../../nbs/74_inference.catalogue.ipynb #10aff802
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -100,15 +101,31 @@ def support_distance(posterior: Posterior, train: PhotometricSample, mags: Tenso
     return tree.query(scaled(mags, sigma, state, z), k=[k])[0][:, 0]
 
 # %% ../../nbs/74_inference.catalogue.ipynb #e5cbc6da
+_FEATURES = ("r - 5 log z", "u - g", "g - r", "r - i", "i - z", *(f"ln error of {band}" for band in "ugriz"))  # of `context`
+_FAR = 6.0  # standard deviations; beyond are 5 of 2416 galaxies of the NASA-Sloan Atlas, whose photometry is broken
+
+
+def _warn_if_far(network: Posterior, seen: Sequence[Tensor]) -> None:
+    "UserWarning where one galaxy lies far from all that the network learned: its draws then are an extrapolation that means nothing."
+    shift, scale = (value.cpu() for value in (network.density.context_shift, network.density.context_scale))
+    feature = context(*seen)[0].cpu()
+    far = ((feature - shift) / scale).abs()[: len(_FEATURES)]
+    i = int(far.argmax())
+    if far[i] < _FAR: return
+    learned = f"{shift[i]:.2f} ± {scale[i]:.2f}"
+    warnings.warn(f"{_FEATURES[i]} is {feature[i]:.2f}, and the network learned from {learned}: check the photometry; these draws mean nothing", stacklevel=3)
+
+
 def posterior(
     mags: Sequence[float], sigma: Sequence[float], z: float, *,  # AB ugriz and errors; a band is missing where it is NaN or not between 0 and 40
     n: int = 10_000, network: Posterior | str = "sedflow", model: SEDModel | None = None, seed: int = 0,
 ) -> Table:
-    "Draws of PROPERTIES (n rows) of one galaxy, with `weight` and `log_likelihood` where a `model` is given; DataError says what is wrong with the input."
+    "Draws of PROPERTIES (n rows) of one galaxy, with `weight` and `log_likelihood` where a `model` is given; DataError says what is wrong with the input, a warning what is out of reach."
     seen = clean_photometry(mags, sigma, [z])
     if not seen.good[0]: raise DataError(f"this galaxy has no posterior: {Flag.reasons(seen.flag[0], words=True)}; magnitudes {list(mags)}, errors {list(sigma)}, z {z}")
     network = load_posterior(network) if isinstance(network, str) else network
     told = [torch.as_tensor(part) for part in seen[:4]]
+    _warn_if_far(network, told)
     if model is None:
         values = parameters(network.sample(*told, n, seed))[0]
         return Table(dict(zip(PARAMETERS, values.numpy(force=True).T)))

@@ -41,7 +41,7 @@ def read_ranking(ranked: str | Path | Table) -> Table:
     if "rank" not in table.colnames: table["rank"] = np.arange(1, len(table) + 1)
     rank = np.asarray(table["rank"])
     table = table[np.argsort(np.where(rank > 0, rank, np.iinfo(np.int64).max), kind="stable")]
-    there = np.asarray(table["id"]) >= 0
+    there = np.asarray(table["id"]) != -1  # DESI numbers fibres on no target below that
     if not there.all(): table.meta["unread"] = int((~there).sum())
     table = table[there]
     if len(np.unique(table["id"])) < len(table): raise DataError(f"{ranked}: some ids stand twice; a ranking has one row per spectrum")

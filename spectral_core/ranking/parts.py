@@ -189,7 +189,9 @@ def hold_parts(folder: Path, share: str = "", force: bool = False) -> Iterator[N
         except BaseException:
             if not any(folder.glob("part-*.npz")):
                 (own / "run.lock").unlink(missing_ok=True)
-                for path in (own, folder):
+                for left in folder.glob("shard-*/run.lock"):  # of shares that are done, or failed before
+                    with suppress(RunError), run_lock(left.parent): left.unlink()
+                for path in (*folder.glob("shard-*-of-*/"), folder):
                     with suppress(OSError): path.rmdir()
             raise
 

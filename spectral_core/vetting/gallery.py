@@ -20,7 +20,7 @@ from .evidence import Cases, describe
 from .labels import current_labels, html_table, read_labels, summarise
 
 # %% auto #0
-__all__ = ['write_gallery']
+__all__ = ['check_page', 'write_gallery']
 
 # %% ../../nbs/84_vetting.gallery.ipynb #d671af7a
 _STYLE = """
@@ -124,6 +124,11 @@ def _buttons(cases: Cases, labels: Table) -> str:
     return f"<nav><div>{''.join(shown)}</div></nav>"
 
 
+def check_page(out: str | Path) -> None:
+    "ConfigError unless a page's name ends in .html or .htm: asked before the spectra are read, for that can take minutes."
+    if Path(out).suffix.lower() not in (".html", ".htm"): raise ConfigError(f"{out}: the gallery is a page, and its name ends in .html or .htm")
+
+
 def write_gallery(
     cases: Cases,  # of `gather`
     out: str | Path,  # the HTML file
@@ -133,7 +138,7 @@ def write_gallery(
     progress: bool = True,
 ) -> Path:
     "One self-contained HTML page of all cases with their pictures and labels; returns its path. ConfigError unless its name ends in .html or .htm."
-    if Path(out).suffix.lower() not in (".html", ".htm"): raise ConfigError(f"{out}: the gallery is a page, and its name ends in .html or .htm")
+    check_page(out)
     everything = read_labels(labels)
     now = current_labels(everything)
     cards = [_card(cases, i, now) for i in tqdm(range(len(cases)), "draw", disable=not progress)]
