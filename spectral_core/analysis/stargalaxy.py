@@ -97,7 +97,7 @@ def rebuilt(maker: Generative, spectra: Spectra, *, batch_size: int = 256, devic
     if len(good): out[good] = np.concatenate(in_batches(some, len(good), batch_size))
     return out
 
-# %% ../../nbs/68_analysis.stargalaxy.ipynb #608f60c9
+# %% ../../nbs/68_analysis.stargalaxy.ipynb #29c66a74
 WORST_PIXEL = 5.0  # sigma
 BROAD = 160.0  # Å: twice the FWHM of a broad line of 5000 km/s at 5000 Å
 
@@ -108,7 +108,7 @@ def _chi2(model: nn.Module, rest: Tensor, batch: Batch, z: Tensor, weight: Tenso
     each = (weight * (batch.flux - seen).square()).clamp(max=worst**2)
     return torch.where(covered, each, (weight > 0).to(weight.dtype)).sum(1)
 
-
+# %% ../../nbs/68_analysis.stargalaxy.ipynb #608f60c9
 def _tilted(flux: Tensor, weight: Tensor, seen: Tensor) -> Tensor:
     "Models `seen` (n, m) times the straight line in wavelength that brings them nearest to `flux` under `weight` (n, m)."
     x = torch.linspace(-1, 1, seen.shape[1], device=seen.device)
@@ -133,7 +133,7 @@ def _misfit(grid: Grid, batch: Batch, seen: Tensor, covered: Tensor, floor: floa
     shape = (weight * (batch.flux - free).square()).sum(1) / (weight > 0).sum(1).clamp(min=1)
     return shape, _broad(batch, free, weight, floor, max(round(BROAD / np.diff(grid.wave).mean()), 1))
 
-
+# %% ../../nbs/68_analysis.stargalaxy.ipynb #c301657e
 def _terms(maker: Generative, batch: Batch, velocities: Sequence[float], floor: float, worst: float) -> Tensor:
     "What `evidence` lists of a batch, (n, 8)."
     model, flow, _ = maker
@@ -215,7 +215,7 @@ def _drawn(rest: Tensor, model: nn.Module, columns: np.ndarray, data: tuple[Tens
     log_like = -0.5 * (square[:, None] - amplitude * overlap) - (amplitude * power.sqrt()).clamp(min=1e-30).log()
     return torch.where(amplitude > 0, log_like, -torch.inf).logsumexp(1) - log(len(rest))
 
-
+# %% ../../nbs/68_analysis.stargalaxy.ipynb #5a97b61a
 def drawn_evidence(
     maker: Generative,
     spectra: Spectra,  # in any units, with any coverage; z is where the model is put
@@ -269,7 +269,7 @@ def kind_of(tail_galaxy: np.ndarray, tail_star: np.ndarray, tail_ratio: np.ndarr
     neither = (tail_galaxy < level) & (tail_star < level)
     return np.array(KINDS)[np.select([np.isnan(tail_ratio), neither, tail_ratio < level], [3, 2, 1], 0)]
 
-
+# %% ../../nbs/68_analysis.stargalaxy.ipynb #e9df7f2f
 @dataclass(frozen=True)
 class StarGalaxy:
     "Two generative models and what is ordinary for each, from spectra that neither was trained on."
