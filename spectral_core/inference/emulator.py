@@ -25,7 +25,7 @@ def _differences(mags: Tensor) -> Tensor:
     "Magnitudes (n, b) as b − 1 differences of neighbours and the middle band."
     return torch.cat([mags[:, :-1] - mags[:, 1:], mags[:, mags.shape[1] // 2, None]], 1)
 
-
+# %% ../../nbs/71_inference.emulator.ipynb #d6eccbda
 class PhotometryEmulator(nn.Module):
     "`magnitudes(theta, z)` of a model, learnt; to be made by `fit_emulator`."
 
