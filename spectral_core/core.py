@@ -100,6 +100,14 @@ def _fits(value: Any, kind: Any) -> bool:
         if isinstance(origin, type) and isinstance(value, origin): return not (isinstance(value, bool) and origin in (int, float))
     return False
 
+
+def _as_float(value: Any, kind: Any) -> Any:
+    "Whole numbers as floats where `kind` asks for floats, so that 1 and 1.0 are written alike."
+    options = getattr(kind, "__args__", (kind,))
+    if float not in options or int in options: return value
+    if isinstance(value, tuple): return tuple(_as_float(v, float) for v in value)
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
 # %% ../nbs/00_core.ipynb #2698c1d8
 @dataclass(frozen=True)
 class Config:
@@ -111,6 +119,7 @@ class Config:
             value = getattr(self, field.name)
             if not _fits(value, hints[field.name]):
                 raise ConfigError(f"{type(self).__name__}.{field.name} must be {getattr(field.type, '__name__', field.type)}, not {value!r}")
+            object.__setattr__(self, field.name, _as_float(value, hints[field.name]))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

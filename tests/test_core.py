@@ -78,6 +78,18 @@ def test_settings_survive_json_and_equal_ones_have_equal_fingerprints(toy):
     assert (toy.fingerprint() == Toy().fingerprint()) == (toy.to_json() == Toy().to_json())
 
 
+def test_a_whole_number_is_written_as_the_float_it_stands_for():
+    @dataclass(frozen=True)
+    class Rates(Config):
+        lr: float = 1.0
+        limit: float | None = None
+        betas: tuple[float, ...] = (1.0, 2.0)
+        free: int | float = 1
+
+    assert Rates(1, 3, (1, 2.0)).to_json() == Rates(1.0, 3.0, (1.0, 2)).to_json() == Rates(limit=3.0).to_json()
+    assert type(Rates(free=2).free) is int and Rates().limit is None
+
+
 @pytest.mark.parametrize("values, words", [
     ({"rte": 1.0}, "did you mean 'rate'"), ({"zzzzzz": 1}, "no setting 'zzzzzz'$"), ({"n": 1.0}, "n must be int"),
     ({"n": "1"}, "n must be int"), ({"n": True}, "n must be int"), ({"rate": True}, "rate must be float"),
