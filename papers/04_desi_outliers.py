@@ -490,10 +490,10 @@ run.figure(plot_outliers(mixed[six["row"]], six, rebuilt(galaxy, mixed[six["row"
 # imprint.
 #
 # This decides how two of the verdicts are to be read. `imprint_pca` is about redrock only if the printed `templates` say `redrock`; with `mock` it
-# is about vectors made a moment ago from the mock's own stars, which need not repeat redrock's fault. `imprint_autoencoder` is about our network,
-# and a known weakness of it: with a few thousand stars at most it leaves something of the oxide bands in K dwarfs itself, which the paper's, with
-# some 150,000, does not. Claim and tolerance stay as they were written. In Figure 4 the bands are shaded; gaps are oxygen of our own atmosphere and
-# masked sky.
+# is about vectors made a moment ago from the mock's own stars, which need not repeat redrock's fault, and a small number is then no contradiction.
+# `imprint_autoencoder` is about our network, and a known weakness of it: with a few thousand stars at most it leaves something of the oxide bands in
+# K dwarfs itself, which the paper's, with some 150,000, does not. Its claim and tolerance stay as they were written. In Figure 4 the bands are
+# shaded; gaps are oxygen of our own atmosphere and masked sky.
 
 # %%
 try: templates, origin = {k: t for k, t in read_redrock_templates().items() if t.type == "STAR"}, "redrock"
