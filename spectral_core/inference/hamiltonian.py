@@ -89,7 +89,7 @@ class _Points(NamedTuple):
         "`other` where `keep` (g, c), else these."
         return _Points(*(torch.where(keep.reshape(*keep.shape, *[1] * (a.ndim - 2)), b, a) for a, b in zip(self, other)))
 
-
+# %% ../../nbs/72_inference.hamiltonian.ipynb #092ad404
 def _finite(value: Tensor) -> Tensor:
     return torch.where(torch.isfinite(value), value, -torch.inf)
 
@@ -131,7 +131,7 @@ def _transition(
     keep = torch.rand(g, c, generator=random, dtype=at.x.dtype, device=at.x.device) < chance
     return at.choose(_Points(x, exact, value, gradient), keep), chance.mean(1), along.mean(1)
 
-
+# %% ../../nbs/72_inference.hamiltonian.ipynb #5518e720
 _OWN, _OWN_STEPS = 10, 20  # with a guide, every tenth transition follows the target's own gradient, for 20 steps at most
 
 
@@ -145,7 +145,7 @@ def _move(
     value, gradient = _with_gradient(guide, at.x)
     return at._replace(guide=value, gradient=gradient), share, along
 
-
+# %% ../../nbs/72_inference.hamiltonian.ipynb #6db7320a
 def _metric(x: Tensor) -> Tensor:
     "Cholesky factors (g, d, d) of the covariances of points (g, n, d), drawn a little towards their diagonal."
     x = x - x.mean(1, keepdim=True)
@@ -153,7 +153,7 @@ def _metric(x: Tensor) -> Tensor:
     spread = covariance.diagonal(dim1=1, dim2=2).clamp(min=1e-8)
     return torch.linalg.cholesky((1 - shrink) * covariance + (shrink + 1e-6) * torch.diag_embed(spread))
 
-# %% ../../nbs/72_inference.hamiltonian.ipynb #5518e720
+# %% ../../nbs/72_inference.hamiltonian.ipynb #41d079a4
 class Chains(NamedTuple):
     "Draws (g, c, t, d) of g targets by c chains of t steps, their log-density (g, c, t), share accepted and step (g,)."
 
@@ -167,7 +167,7 @@ class Chains(NamedTuple):
         "All draws of a target together (g, c · t, d), chains interleaved, so that any stride takes from all chains."
         return self.draws.transpose(1, 2).flatten(1, 2)
 
-
+# %% ../../nbs/72_inference.hamiltonian.ipynb #0a878809
 _TARGET_ACCEPTANCE = 0.8
 
 
@@ -190,7 +190,7 @@ def _n_leapfrog(step: Tensor, path: float, most: int, random: torch.Generator) -
     stretch = 0.5 + torch.rand(1, generator=random, device=step.device).item()
     return max(1, min(most, round(path * stretch / step.mean().item())))
 
-
+# %% ../../nbs/72_inference.hamiltonian.ipynb #cd2374be
 def hamiltonian_sample(
     target: LogDensity, start: Tensor,  # (g, c, d): overdispersed starts
     *, guide: LogDensity | None = None,  # a cheap stand-in for `target` that steers; same coordinates
