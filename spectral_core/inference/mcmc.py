@@ -99,7 +99,7 @@ class GalaxyChains(NamedTuple):
         "All draws of a galaxy together (g, c · t, p), chains interleaved."
         return self.theta.transpose(1, 2).flatten(1, 2)
 
-
+# %% ../../nbs/73_inference.mcmc.ipynb #0c6238df
 def ensemble_sample(
     model: SEDModel, prior: FreePrior, mags: Tensor, sigma: Tensor, state: Tensor | None, z: Tensor,  # (g, b) and (g,)
     *, guide: SEDModel | None = None,  # a fast approximation of `model`, to steer by; it does not change what is sampled
