@@ -119,7 +119,7 @@ def _score_columns(scores: np.ndarray, names: Sequence[str]) -> np.ndarray:
     if len(scores) < 2 or not ((scores >= 0) & (scores <= 1)).all(): raise DataError("scores must be two or more, in 0 … 1 and finite")
     return scores
 
-
+# %% ../../nbs/71_inference.calibration.ipynb #4a840fc1
 def calibration_table(
     scores: np.ndarray,  # (g, p)
     names: Sequence[str],  # (p,)
@@ -208,7 +208,7 @@ def distance_scores(
     own = np.square((truth - references) / scale).sum(axis=1)
     return percentile_scores(distance[..., None], own[:, None], weights, seed=seed)[:, 0]
 
-
+# %% ../../nbs/71_inference.calibration.ipynb #78866e7d
 def coverage_curve(scores: np.ndarray, *, n_level: int = 50, n_boot: int = 500, seed: int = 0) -> Table:
     "Of scores (g,): the share below each level, and the 2.5 and 97.5 % of that share when the objects are drawn again (Lemos+23, §3)."
     scores = _score_columns(scores, ["coverage"])[:, 0]
@@ -238,7 +238,7 @@ def _classifier(kind: str, n_features: int, n: int, seed: int) -> object:
     width, batch = 10 * n_features, min(200, max(n // 20, 20))
     return MLPClassifier((width, width), batch_size=batch, max_iter=500, early_stopping=True, n_iter_no_change=8, random_state=seed)
 
-
+# %% ../../nbs/71_inference.calibration.ipynb #5aea0265
 def c2st(
     a: np.ndarray,  # (n, p)
     b: np.ndarray,  # (m, p)
@@ -292,7 +292,7 @@ def quantiles(draws: np.ndarray, q: Sequence[float], weights: np.ndarray | None 
             found[:, j, k] = x0 + (x1 - x0) * np.clip((level - s0) / np.where(s1 > s0, s1 - s0, 1.0), 0, 1)
     return found
 
-
+# %% ../../nbs/71_inference.calibration.ipynb #77083d43
 class Comparison(NamedTuple):
     "One posterior against a reference, for each object and parameter: (g, p) each."
 
