@@ -30,7 +30,7 @@ def data_fingerprint(data: str | Path) -> str:
     lines = "".join(f"{p.relative_to(root)} {sha256_of(p)}\n" for p in found)
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
-
+# %% ../nbs/82_provenance.ipynb #3a4f753c
 def run_identity(parameters: dict[str, Any], data: str) -> dict[str, Any]:
     "What makes a run this run: all parameters but the places, and the fingerprint of the data."
     return {k: v for k, v in parameters.items() if k not in ("run_id", "out", "data")} | {"data": data}
@@ -41,7 +41,7 @@ def default_out(stem: str, identity: dict[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return Path("runs") / f"{stem}-{identity['profile']}-{identity['source']}-{identity['seed']}-{digest}"
 
-# %% ../nbs/82_provenance.ipynb #3d37401f
+# %% ../nbs/82_provenance.ipynb #6764232c
 def _digest(path: str | Path) -> str:
     return sha256_of(path)[:12]
 
@@ -63,7 +63,7 @@ def chapter_manifests(
     names = [n for n, chapters in rows.items() if int(stem[:2]) in chapters and (source != "mock" or n in demo)]
     return {str(path): _digest(path) for path in (manifests_dir() / f"{name}.json" for name in names)}
 
-
+# %% ../nbs/82_provenance.ipynb #a3d732bc
 def run_sources(notebook: Path, source: str, out: Path) -> list[Path]:
     "The files a run depends on: notebook, claims, manifests, and the modules that its last results in `out` were made with."
     fixed = [notebook, notebook.with_name(f"{notebook.stem[:2]}_claims.json"), *map(Path, chapter_manifests(notebook.stem, source))]
@@ -94,7 +94,7 @@ def note_beginning(out: Path, identity: dict[str, Any], notebook: Path) -> None:
     if (out / UNFINISHED).exists(): return
     write_json(out / UNFINISHED, {"identity": identity, "notebook": _digest(notebook), "library": library_fingerprint()})
 
-
+# %% ../nbs/82_provenance.ipynb #fa6e9c05
 def _differing(theirs: dict, ours: dict) -> str:
     names = sorted(k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k))
     return ", ".join(f"{k} {theirs.get(k)!r} there, {ours.get(k)!r} asked" for k in names)
