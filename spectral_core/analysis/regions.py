@@ -31,7 +31,7 @@ def _crosses_itself(v: np.ndarray) -> bool:
     a, b, c, d = v[i[apart]], w[i[apart]], v[j[apart]], w[j[apart]]
     return bool(((turn(a, b, c) * turn(a, b, d) < 0) & (turn(c, d, a) * turn(c, d, b) < 0)).any())
 
-
+# %% ../../nbs/64_analysis.regions.ipynb #c2623946
 @dataclass(frozen=True, eq=False)
 class Region:
     "A named polygon (k, 2) in a 2-D map, in map units; DataError for one that is none."
@@ -86,7 +86,7 @@ def region_counts(regions: Sequence[Region], positions: np.ndarray, labels: Sequ
     for name in np.unique(labels): out[name] = [(labels[i] == name).sum() for i in inside]
     return out
 
-# %% ../../nbs/64_analysis.regions.ipynb #30437436
+# %% ../../nbs/64_analysis.regions.ipynb #0b609431
 class _Walk:
     "Cheapest ways over a map (n, 2), and what lies around each object: the share (n,) of a set among its neighbours."
 
@@ -126,7 +126,7 @@ class _Walk:
         offset = self.positions[rows] - np.median(self.positions[rows], axis=0)
         return int(rows[np.hypot(*offset.T).argmin()])
 
-
+# %% ../../nbs/64_analysis.regions.ipynb #a8aba490
 def _known_map(positions: np.ndarray, labels: Sequence[str], wanted: Mapping[str, Sequence[str]], least: int) -> tuple:
     "Finite positions (m, 2) with a class, their labels, and which they are (n,); DataError where a wanted group has fewer than `least`."
     positions, labels = np.asarray(positions, dtype=np.float64), np.asarray(labels, dtype=str)
@@ -217,7 +217,7 @@ def _hull(name: str, points: np.ndarray, keep: float) -> Region:
     middle = corners.mean(axis=0)
     return Region(name, np.round(middle + 1.02 * (corners - middle), 4))
 
-
+# %% ../../nbs/64_analysis.regions.ipynb #e6d75fa4
 def branch_polygons(
     positions: np.ndarray,  # (n, 2)
     labels: Sequence[str],  # (n,)
