@@ -66,7 +66,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
             raise DataError(f"{folder}/{name}.bin is truncated: {found[name]} bytes, expected {sizes[name]}")
     return index
 
-
+# %% ../../nbs/16_spectra.store.ipynb #de215fd8
 def _verify(folder: Path, index: dict[str, Any]) -> None:
     "DataError for the first part whose bytes are not those that were written."
     for name in _FILES:
@@ -79,7 +79,7 @@ def _verify(folder: Path, index: dict[str, Any]) -> None:
         if hashlib.sha256((folder / f"table-{k:05d}.ecsv").read_bytes()).hexdigest() != part["sha256"]["table"]:
             raise DataError(f"{folder}/table-{k:05d}.ecsv is damaged (wrong SHA-256); write the store again")
 
-# %% ../../nbs/16_spectra.store.ipynb #de215fd8
+# %% ../../nbs/16_spectra.store.ipynb #e44905c9
 @lru_cache(maxsize=2)
 def _table_part(path: Path, digest: str) -> Table:
     "The table of one part; the digest is there so that a store written anew is read anew."
@@ -97,7 +97,7 @@ def _table_rows(folder: Path, index: dict[str, Any], rows: np.ndarray) -> Table 
         tables.append(part[rows[at == k] - ends[k] + index["parts"][k]["n"]])
     return vstack(tables, metadata_conflicts="silent")[np.argsort(order)] if tables else None
 
-
+# %% ../../nbs/16_spectra.store.ipynb #12edd723
 class Store:
     "Spectra in a folder, mapped into memory: `len`, `store[rows] -> Spectra`, `batch(rows)`, `batches()`, `split()`."
 
@@ -180,7 +180,7 @@ class Store:
         part = np.searchsorted(edges[:-1], split_number(self.rows["object_id"], seed), side="right")
         return tuple(StoreRows(self, np.flatnonzero(part == k)) for k in range(len(fractions)))
 
-
+# %% ../../nbs/16_spectra.store.ipynb #b5cd0ba1
 class StoreRows:
     "Some rows of a store as training data: `len`, `good`, and `[i] -> Batch` where i counts within them."
 
@@ -209,7 +209,7 @@ def open_store(folder: str | Path, *, verify: bool = False) -> Store:
     "The store in `folder`; `verify=True` checks every byte against the recorded SHA-256. DataError if it is damaged."
     return Store(folder, verify=verify)
 
-# %% ../../nbs/16_spectra.store.ipynb #e44905c9
+# %% ../../nbs/16_spectra.store.ipynb #ecea2554
 def _content(spectra: Spectra, dtype: np.dtype) -> dict[str, bytes]:
     "What one part adds to each file."
     rows, text = np.zeros(len(spectra), _ROW), StringIO()
@@ -233,7 +233,7 @@ def _append(folder: Path, index: dict[str, Any], content: dict[str, bytes]) -> N
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}; the store keeps its {index['n']} rows") from error
 
-
+# %% ../../nbs/16_spectra.store.ipynb #8090dab8
 def _part_of_id(store: Store) -> dict[int, int]:
     "The number of the part that each stored id stands in."
     sizes = [part["n"] for part in store.index["parts"]]
@@ -249,7 +249,7 @@ def _stored(folder: Path, index: dict[str, Any], ids: dict[int, int], part: Spec
     shared = [i for i in part.id.tolist() if i in ids][:5]
     raise DataError(f"{folder} holds {len(known)} of these {len(part)} ids, elsewhere or with other content: {shared}")
 
-# %% ../../nbs/16_spectra.store.ipynb #12edd723
+# %% ../../nbs/16_spectra.store.ipynb #d1c128ba
 def _begin(folder: Path, index: dict[str, Any] | None, survey: Survey, dtype: str) -> dict[str, Any]:
     "The index to go on with: a new one, or the one there if it holds the same kind of spectra."
     record = json.loads(json.dumps(survey.to_dict()))
@@ -257,7 +257,7 @@ def _begin(folder: Path, index: dict[str, Any] | None, survey: Survey, dtype: st
     if (index["survey"], index["dtype"]) == (record, dtype): return index
     raise ConfigError(f"{folder} holds {index['survey']['name']} in {index['dtype']}, not {survey.name} in {dtype}")
 
-
+# %% ../../nbs/16_spectra.store.ipynb #d54cf778
 def write_store(folder: str | Path, spectra: Spectra | Iterable[Spectra], *, dtype: str = "float32") -> Store:
     """Write spectra, or an iterator of them, into `folder`; open it. The same call again resumes; new ones append.
 
