@@ -63,7 +63,7 @@ def write_data(data: Any, path: str | Path) -> Path:
     with atomic_write(path) as temporary: temporary.write_bytes(safetensors.torch.save(tensors))
     return path
 
-
+# %% ../../nbs/53_training.distributed.ipynb #09c9e4fd
 def read_data(path: str | Path) -> StoreRows | Tensor | TensorDataset:
     "What `write_data` wrote, mapped into memory; DataError where it is damaged or something else."
     path = Path(path)
@@ -108,7 +108,7 @@ def _open_parts(data: Path, valid: Path | None, seed: int) -> tuple[Any, Any]:
     if data.suffix == ".safetensors": raise ConfigError(f"{data} has no galaxies to split by: give another file with --valid")
     return Store(data).split(seed=seed)[:2]
 
-
+# %% ../../nbs/53_training.distributed.ipynb #81b6e44f
 def fit_store(
     data: str | Path,  # a store of normalised spectra, or a .safetensors file of arrays
     model: str | Path,  # folder that `save_model` wrote, with the first weights, or the name of a shipped model
@@ -178,7 +178,7 @@ def _launch(command: list[str], folder: Path, n: int, n_epoch: int, progress: bo
     lines = [line for line in log.read_text(errors="replace").splitlines() if "Error: " in line]
     raise RunError(f"the fit in {n} processes failed: {lines[0] if lines else 'no word from them'} (all they said: {log})")
 
-
+# %% ../../nbs/53_training.distributed.ipynb #323603c6
 def fit_on_gpus(
     model: nn.Module, train: Any, valid: Any, *, run: str | Path, n_epoch: int = 20, device: str = "auto",
     processes: int | None = None,  # instead of one for each GPU
