@@ -97,7 +97,7 @@ def _log_density(x: Tensor, numbers: Tensor) -> Tensor:
     factor = torch.logsumexp(logit - log_width - 0.5 * score.square(), 1) - torch.logsumexp(logit, 1)
     return factor.sum(0) - 0.5 * len(x) * log(2 * pi)
 
-
+# %% ../../nbs/45_models.mixtures.ipynb #389abb0f
 def _draw(numbers: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
     "Draws (...) from mixtures (3 components, ...): a component by its weight, then a normal deviate."
     logit, mean, log_width = numbers.chunk(3)
