@@ -103,7 +103,7 @@ def _leading(x: Tensor, k: int, seed: int, n_iter: int = 2) -> Tensor:
     v = torch.linalg.svd(x @ probe, full_matrices=False)[2]
     return v[:k] @ probe.T
 
-
+# %% ../../nbs/41_models.gaps.ipynb #b3eefb56
 def _round(flux: Tensor, weight: Tensor, model: _Model, c: Tensor) -> tuple[_Model, Tensor]:
     "Both fits once, from a model and coefficients (n, k) to the next ones, in one walk over the spectra."
     k, old, new = c.shape[1] + 1, torch.cat([model.mean[None], model.components]).T, c.clone()
@@ -118,7 +118,7 @@ def _round(flux: Tensor, weight: Tensor, model: _Model, c: Tensor) -> tuple[_Mod
     mean, components, new = _principal(step[:, 0], step[:, 1:].T, new)
     return _Model(mean, components, _products(components)), new
 
-
+# %% ../../nbs/41_models.gaps.ipynb #de629d4f
 def _misfit(flux: Tensor, weight: Tensor, model: _Model, c: Tensor) -> Tensor:
     "χ² of all spectra together."
     total = torch.zeros((), dtype=torch.float64)
@@ -136,7 +136,7 @@ def _change(gap: Tensor, now: tuple[_Model, Tensor], before: tuple[_Model, Tenso
     level = gap.sum(0).double() @ model.mean.double().square() * (1e4 * torch.finfo(gap.dtype).eps) ** 2  # below it, all is rounding
     return float(moved.double().norm() / torch.maximum(size.double().square().sum(), level).clamp(min=1e-60).sqrt())
 
-
+# %% ../../nbs/41_models.gaps.ipynb #27309f82
 def _rounds(flux: Tensor, weight: Tensor, k: int, n_iter: int, tolerance: float, seed: int) -> tuple[Tensor, ...]:
     "Mean, components, coefficients, and for each round χ² per good pixel and the relative change of the filled ones (r, 2)."
     good, some = weight > 0, slice(None, None, max(1, len(flux) // _WATCHED))
@@ -270,7 +270,7 @@ def _hide(good: Tensor, share: float, run: int, seed: int) -> Tensor:
     for i in range(1, run): hidden[:, i:] |= start[:, :-i]
     return hidden & good
 
-
+# %% ../../nbs/41_models.gaps.ipynb #35e00450
 def held_out_error(
     filler: GapFiller,
     flux: np.ndarray,  # (n, m), spectra that `fit` has not seen
