@@ -65,8 +65,12 @@ def _check_claim(claim: dict, path: Path) -> None:
             raise ConfigError(f"{where}: {name} must be {kind.__name__}, not {value!r}")
     if len(claim["tolerance"]) != 1 or not set(claim["tolerance"]) <= set(_RULES):
         raise ConfigError(f"{where}: tolerance must hold one rule of {sorted(_RULES)}, not {claim['tolerance']}")
-    if "sign" in claim["tolerance"] and "no_effect" not in claim:
-        raise ConfigError(f"{where}: tolerance 'sign' needs no_effect")
+    ((rule, width),) = claim["tolerance"].items()
+    if rule == "sign" and claim.get("no_effect") is None: raise ConfigError(f"{where}: tolerance 'sign' needs no_effect")
+    if rule == "factor" and not claim["paper"]: raise ConfigError(f"{where}: nothing is a factor of 0: give another tolerance")
+    numbers = width if isinstance(width, list) else [width]
+    if rule != "sign" and [type(number) in (int, float) for number in numbers] != [True] * (1 + (rule == "between")):
+        raise ConfigError(f"{where}: tolerance {rule!r} takes {'two numbers' if rule == 'between' else 'a number'}, not {width!r}")
 
 
 def read_claims(path: str | Path) -> dict[str, dict]:

@@ -166,6 +166,11 @@ def test_where_there_is_no_density_no_chain_goes():
     chains = hamiltonian_sample(half, start, n_sample=100, path=2.0, max_leapfrog=20)
     assert (chains.draws > 0).all()
     assert float(chains.flat.mean()) == pytest.approx((2 / np.pi) ** 0.5, abs=0.06)
+    lost = start.clone()
+    lost[:, 1::2], lost[:, 0] = -3.0, torch.nan  # half of the chains begin where nothing is, one nowhere
+    chains = hamiltonian_sample(half, lost, n_sample=100, path=2.0, max_leapfrog=20)
+    assert (chains.draws > 0).all() and chains.log_prob.isfinite().all()
+    assert float(chains.flat.mean()) == pytest.approx((2 / np.pi) ** 0.5, abs=0.06)
 
 
 # ------------------------------------------------------------------ the real model

@@ -191,17 +191,25 @@ def _n_leapfrog(step: Tensor, path: float, most: int, random: torch.Generator) -
     return max(1, min(most, round(path * stretch / step.mean().item())))
 
 # %% ../../nbs/72_inference.hamiltonian.ipynb #cd2374be
+def _inside(target: LogDensity, start: Tensor) -> Tensor:
+    "Starts (g, c, d), the first good one of the target in place of those without finite density; DataError where there is none."
+    with torch.no_grad(): good = torch.isfinite(target(start))
+    lost = ~good.any(1)
+    if lost.any(): raise DataError(f"target {int(lost.nonzero()[0])} has no start of finite density: start nearer to it")
+    chosen = torch.where(good, torch.arange(good.shape[1], device=good.device), good.int().argmax(1)[:, None])
+    return start.gather(1, chosen[..., None].expand_as(start))
+
+
 def hamiltonian_sample(
     target: LogDensity, start: Tensor,  # (g, c, d): overdispersed starts
     *, guide: LogDensity | None = None,  # a cheap stand-in for `target` that steers; same coordinates
     n_warmup: int = 100, n_sample: int = 100, path: float = 2.5, max_leapfrog: int = 100, seed: int = 0,
 ) -> Chains:
-    "Draws from g densities at once by c chains each; DataError where a start has no finite density."
+    "Draws from g densities at once by c chains each; DataError where no start of a density has a finite value."
     random = torch.Generator(start.device).manual_seed(seed)
+    start = _inside(target, start)
     value, gradient = _with_gradient(guide or target, start)
     with torch.no_grad(): at = _Points(start, _finite(target(start)) if guide else value, value, gradient)
-    lost = ~torch.isfinite(at.target).any(1)
-    if lost.any(): raise DataError(f"target {int(lost.nonzero()[0])} has no start of finite density: start nearer to it")
     at, metric, step = _warm_up(target, guide, at, n_warmup, path, max_leapfrog, random)
     draws, values, accepted = [], [], []
     for k in range(n_sample):
