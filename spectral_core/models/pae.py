@@ -65,7 +65,7 @@ def _linear_solution(batch: Batch, k: int) -> tuple[Tensor, Tensor, Tensor]:
     normal.diagonal().add_(0.01 * normal.diagonal().mean())  # masked pixels are zeros here: the map learns to live with gaps
     return mean, components, torch.linalg.solve(normal, flux.double().T @ target).float()
 
-
+# %% ../../nbs/42_models.pae.ipynb #c6fb8a97
 @torch.no_grad()
 def _write_linear(layers: nn.Sequential, first: Tensor, last: Tensor) -> None:
     "Let the layers compute x → last · first · x: x passes a ReLU as the pair of x and −x. The other units stay as they are, unheard at first."
@@ -79,7 +79,7 @@ def _write_linear(layers: nn.Sequential, first: Tensor, last: Tensor) -> None:
         layer.weight[: len(part)], layer.bias[: len(part)] = 0, 0
         layer.weight[: len(part), : part.shape[1]] = part
 
-
+# %% ../../nbs/42_models.pae.ipynb #e2c98580
 class DenseAutoencoder(nn.Module):
     "Fully connected encoder and decoder for spectra on one rest-frame grid (Pat+22 §3.2, Fig. 8)."
 
