@@ -51,7 +51,7 @@ def test_laws_of_the_verdict(ours, paper, null, width):
     ({"no_efect": 1.0}, "no field 'no_efect'; did you mean 'no_effect'"), ({"paper": "0.04"}, "paper must be float"),
     ({"paper": True}, "paper must be float"), ({"where": None}, "where must be str"),
     ({"tolerance": {"atmost": 1}}, "tolerance must hold one rule"), ({"tolerance": {}}, "tolerance must hold one rule"),
-    ({"tolerance": {"sign": 0}, "no_effect": None}, "needs no_effect"), ({"tolerance": {"between": 3}}, "takes two numbers, not 3"),
+    ({"tolerance": {"sign": 0}, "no_effect": None}, "needs no_effect"), ({"tolerance": {"between": 3}}, "two numbers, not 3"),
     ({"tolerance": {"relative": "0.1"}}, "takes a number"), ({"tolerance": {"at_most": True}}, "takes a number"),
     ({"tolerance": {"factor": 2}, "paper": 0.0}, "factor of 0")])
 def test_a_claims_file_is_checked(change, message, tmp_path):
