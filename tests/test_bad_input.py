@@ -129,11 +129,11 @@ def test_fault_03_missing_column(file):
 def test_fault_03_a_fits_file_of_something_else(tmp_path):
     fits.PrimaryHDU(np.zeros((4, 4))).writeto(tmp_path / "image.fits")
     fits.BinTableHDU.from_columns([fits.Column("mass", "D", array=[1.0])]).writeto(tmp_path / "catalogue.fits")
-    columns = [fits.Column(name, "D", array=[1.0]) for name in ("Wave", "flux", "dflux")]
+    columns = [fits.Column(name, "D", array=[1.0]) for name in ("Wave", "flux", "snr")]
     fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "no_error.fits")
     fits.PrimaryHDU().writeto(tmp_path / "nothing.fits")
     found = {"image": "an image of 4 × 4 pixels", "catalogue": "no wave, flux, ivar or error in a table of mass",
-             "no_error": "no ivar or error in a table of wave, flux, dflux", "nothing": "no table"}
+             "no_error": "no ivar or error in a table of wave, flux, snr", "nothing": "no table"}
     for name, words in found.items():
         with pytest.raises(DataError, match=f"no spectrum found: {words}; wanted a table"): read_sdss(tmp_path / f"{name}.fits")
 

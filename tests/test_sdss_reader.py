@@ -371,6 +371,70 @@ def test_a_flux_in_cgs_without_a_unit_is_asked_about(tmp_path):
     assert (read_sdss(own(tmp_path, PLAIN | {"flux": 0 * FLUX})).flux == 0).all(), "nothing is not small"
 
 
+@pytest.mark.parametrize(("flux", "error"), [(1, 1e-17), (1e17, 1)])
+def test_an_absurd_signal_to_noise_is_a_matter_of_units(tmp_path, flux, error):
+    path = own(tmp_path, PLAIN | {"flux": FLUX * flux, "error": 0.1 * FLUX * error})
+    with pytest.raises(DataError, match="signal to noise is 1e\\+18 with flux and error as they stand: give both columns their units"):
+        read_sdss(path)
+    units = {"flux": "1e-17 erg/s/cm2/Angstrom", "error": "erg/s/cm2/Angstrom"}
+    said = read_sdss(own(tmp_path, PLAIN | {"error": 0.1 * FLUX * 1e-17}, units))
+    np.testing.assert_allclose(said.ivar, read_sdss(own(tmp_path, PLAIN)).ivar, rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["(erg/s/cm2/Angstrom)2", "(1e-17 erg / (s cm2 Angstrom))**2", "erg2 / (s2 cm4 Angstrom2)"])
+def test_the_unit_of_a_variance_is_a_square_however_it_is_written(tmp_path, unit):
+    size = 1 if "1e-17" in unit else 1e-34
+    columns = {"wave": WAVE, "flux": FLUX, "variance": (0.1 * FLUX) ** 2 * size}
+    same = read_sdss(own(tmp_path, columns, {"flux": "1e-17 erg/s/cm2/Angstrom", "variance": unit}))
+    np.testing.assert_allclose(same.ivar, read_sdss(own(tmp_path, PLAIN)).ivar, rtol=1e-6)
+
+
+@pytest.mark.parametrize("null", [999999, -32768, 0])
+def test_what_an_integer_column_says_is_nothing_has_no_weight(tmp_path, null):
+    kept = np.arange(601) % 7 > 0
+    counts = np.where(kept, np.round(100 * FLUX), null).astype("i4")
+    flux = fits.Column("flux", "J", null=null, array=counts)
+    made = [fits.Column("wave", "D", array=WAVE), flux, fits.Column("error", "D", array=10 * FLUX)]
+    fits.BinTableHDU.from_columns(made).writeto(tmp_path / "null.fits")
+    spectra = read_sdss(tmp_path / "null.fits")
+    flux, seen = spectra.flux[0], ~spectra.mask[0]
+    assert 0.3 < seen.sum() / (~read_sdss(own(tmp_path, PLAIN)).mask[0]).sum() < 0.95
+    assert (np.abs(flux[seen] - 100 * np.interp(spectra.wave[seen], WAVE, FLUX)) < 2).all()
+
+
+def test_two_spectra_in_one_file_are_refused_and_an_sdss_coadd_is_its_sum(tmp_path):
+    table = lambda name: fits.BinTableHDU.from_columns([fits.Column(k, "D", array=v) for k, v in PLAIN.items()], name=name)
+    for names, words in (("AB", r"2 tables are spectra \(A, B\)"), ("ABC", "3 tables are spectra")):
+        fits.HDUList([fits.PrimaryHDU(), *map(table, names)]).writeto(tmp_path / "more.fits", overwrite=True)
+        with pytest.raises(DataError, match=words): read_sdss(tmp_path / "more.fits")
+    fits.HDUList([fits.PrimaryHDU(), table("COADD"), table("B1-00012345")]).writeto(tmp_path / "more.fits", overwrite=True)
+    np.testing.assert_array_equal(read_sdss(tmp_path / "more.fits").flux, read_sdss(own(tmp_path, PLAIN)).flux)
+
+
+def test_the_header_of_the_spectrum_itself_comes_first(tmp_path):
+    first, other = fits.PrimaryHDU(), fits.BinTableHDU.from_columns([fits.Column("name", "5A", array=["M 87"])])
+    table = fits.BinTableHDU.from_columns([fits.Column(k, "D", array=v) for k, v in PLAIN.items()])
+    for own_z, first_z, z in ((0.063, None, 0.063), (0.063, 0.5, 0.063), (None, 0.5, 0.5), (True, None, np.nan)):
+        for hdu, value in ((table, own_z), (first, first_z)):
+            hdu.header.pop("Z", None)
+            if value is not None: hdu.header["Z"] = value
+        fits.HDUList([first, other, table]).writeto(tmp_path / "z.fits", overwrite=True)
+        np.testing.assert_equal(read_sdss(tmp_path / "z.fits").z[0], z)
+
+
+def test_an_image_of_lamost_is_no_spspec(tmp_path):
+    wave = 10 ** (3.57 + 1e-4 * np.arange(3909))
+    image = np.stack([np.ones(3909), np.full(3909, 4.0), wave, np.zeros(3909), np.zeros(3909)]).astype("f4")
+    fits.writeto(tmp_path / "lamost.fits", image, fits.Header({"COEFF0": 3.57, "COEFF1": 1e-4, "Z": 0.1}))
+    with pytest.raises(DataError, match="third row is a wavelength, as LAMOST's: write a table"): read_sdss(tmp_path / "lamost.fits")
+
+
+def test_bits_of_data_quality_are_a_mask(tmp_path):
+    bad = np.arange(601) // 100 == 2
+    expected = read_sdss(own(tmp_path, PLAIN | {"mask": bad})).mask
+    np.testing.assert_array_equal(read_sdss(own(tmp_path, PLAIN | {"DQ": 513.0 * bad})).mask, expected)
+
+
 @pytest.mark.parametrize("vectors", [False, True])
 def test_a_logical_mask_is_bad_where_it_is_true(tmp_path, vectors):
     bad = np.arange(601) // 100 == 2
@@ -428,10 +492,14 @@ def test_wavelengths_in_nm_without_a_unit_are_asked_about(tmp_path):
         path = own(tmp_path, PLAIN | {"wave": wave / factor})
         with pytest.raises(SpectrumError, match=f"wave runs from .* to .*is it in {unit}"): read_sdss(path)
     assert read_sdss(own(tmp_path, PLAIN | {"wave": wave / 10}, {"wave": "nm"})).table["cropped"][0] == 0
+    with pytest.raises(SpectrumError, match="loglam goes up to .*, which is no logarithm .*: name the column wave"):
+        read_sdss(own(tmp_path, {"loglam": wave, "flux": FLUX, "error": FLUX}))
     assert read_sdss(own(tmp_path, PLAIN | {"wave": wave * 3})).mask.all()  # infrared: another range, not another unit
 
 
-@pytest.mark.parametrize("header", [{"AIRORVAC": "AIR"}, {"CTYPE1": "AWAV"}, {"CTYPE1": "AWAV-LOG"}, {"VACUUM": False}])
+@pytest.mark.parametrize("header", [
+    {"AIRORVAC": "AIR"}, {"AIRORVAC": "air wavelengths"}, {"CTYPE1": "AWAV"}, {"CTYPE1": "AWAV-LOG"},
+    {"VACUUM": False}, {"VACUUM": 0}, {"VACUUM": "no"}])
 def test_headers_say_air_in_several_ways(tmp_path, header):
     from spectral_core.spectra.wavelength import vacuum_to_air
 

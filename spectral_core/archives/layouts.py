@@ -5,19 +5,16 @@
 # %% ../../nbs/19_archives.layouts.ipynb #45be0194
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from astropy import units as u
 
+from .columns import MASK, find_table, first_card, flux_and_ivar, pick, read_pixels, vacuum_loglam
 from .fits import HDU, read_fits
-from ..core import DataError, SpectrumError
+from ..core import DataError
 from ..spectra.container import Spectra
-from ..spectra.wavelength import air_to_vacuum
 
 # %% auto #0
 __all__ = ['NODATA', 'BRIGHTSKY', 'PIPELINE_LINES', 'FACTS', 'SpectrumFile', 'is_simulated', 'read_spectrum', 'simulated_rows']
@@ -41,16 +38,6 @@ FACTS = {"file": "", "layout": "", "plate": 0, "mjd": 0, "fiber": 0, "ra": np.na
 FACTS |= {"z_err": np.nan, "zwarning": 0, "class": "", "subclass": "", "source_type": "", "program": "", "run2d": ""}
 FACTS |= {"sn_pipeline": np.nan, "object_id": -1, "cropped": 0, "rebinned": False, "simulated": False}
 FACTS |= {f"{what}_{line}": np.nan for line in PIPELINE_LINES.values() for what in ("flux", "flux_err", "ew")}
-
-
-def _first(hdus: Sequence[HDU], keys: Sequence[str], default: Any) -> Any:
-    "The first of the header `keys` that holds a value of the type of `default`, searched in the first two units."
-    for key in keys:
-        for hdu in hdus[:2]:
-            try:
-                if hdu.get(key) is not None: return type(default)(hdu.get(key))
-            except (TypeError, ValueError): continue  # e.g. a sexagesimal RA: not what is asked for
-    return default
 
 # %% ../../nbs/19_archives.layouts.ipynb #2add76b8
 def _require(path: Path, hdu: HDU | None, names: Sequence[str], what: str) -> HDU:
@@ -89,7 +76,7 @@ def _spec(path: Path, hdus: list[HDU]) -> SpectrumFile:
     facts |= {"class": _class_of(source_type, value("class", "")), "source_type": source_type}
     facts |= {"run2d": value("run2d", ""), "program": value("programname", "")}
     facts |= {"sn_pipeline": value("sn_median_all", np.nan)}
-    facts |= {"layout": "spec-full" if len(hdus) > 4 else "spec-lite", "object_id": _first(hdus, ["OBJGROUP"], -1)}
+    facts |= {"layout": "spec-full" if len(hdus) > 4 else "spec-lite", "object_id": first_card(hdus[:2], ["OBJGROUP"], -1)}
     lines = next((h for h in hdus[2:] if "linename" in h.names), None)
     facts |= _lines(_require(path, lines, ("linename", "linearea", "linearea_err", "lineew"), "HDU 3 (SPZLINE)"), facts["z"])
     loglam, flux, ivar = (coadd.column(name) for name in ("loglam", "flux", "ivar"))
@@ -102,136 +89,25 @@ _SPEC_CLN = {1: "STAR", 2: "GALAXY", 3: "QSO", 4: "QSO", 5: "SKY", 6: "STAR", 7:
 def _spspec(path: Path, hdus: list[HDU]) -> SpectrumFile:
     "A spSpec file of DR7 or earlier."
     image = hdus[0].image()
+    if len(image) > 2 and (np.diff(image[2]) > 0).all():
+        raise DataError(f"{path}: an image whose third row is a wavelength, as LAMOST's: write a table with wave, flux, ivar (docs/own_spectra.md)")
     if len(image) < 4 or (image[3] % 1 != 0).any():
         raise DataError(f"{path}: image of {len(image)} rows that are not spSpec's flux, continuum, error, mask")
     flux, error, mask = image[0].astype("f8"), image[2].astype("f8"), image[3].astype("i8")
     masks = next((h for h in hdus[1:] if "andmask" in h.names and len(h.data) == len(flux)), None)
-    loglam = _first(hdus, ["COEFF0"], 0.0) + _first(hdus, ["COEFF1"], 1e-4) * np.arange(len(flux))
-    source_type = _first(hdus, ["OBJTYPE"], "").strip().upper()
-    facts = {"layout": "spSpec", "plate": _first(hdus, ["PLATEID"], 0), "mjd": _first(hdus, ["MJD"], 0)}
-    facts |= {"ra": _first(hdus, ["RAOBJ"], np.nan), "dec": _first(hdus, ["DECOBJ"], np.nan)}
-    facts |= {"fiber": _first(hdus, ["FIBERID"], 0), "run2d": _first(hdus, ["VERS2D"], "")}
-    facts |= {"z": _first(hdus, ["Z"], np.nan), "z_err": _first(hdus, ["Z_ERR"], np.nan)}
-    facts |= {"zwarning": _first(hdus, ["Z_WARNIN"], 0), "sn_pipeline": _first(hdus, ["SN_R"], np.nan)}
-    fitted = _SPEC_CLN.get(_first(hdus, ["SPEC_CLN"], 0), "")
+    loglam = first_card(hdus[:2], ["COEFF0"], 0.0) + first_card(hdus[:2], ["COEFF1"], 1e-4) * np.arange(len(flux))
+    source_type = first_card(hdus[:2], ["OBJTYPE"], "").strip().upper()
+    facts = {"layout": "spSpec", "plate": first_card(hdus[:2], ["PLATEID"], 0), "mjd": first_card(hdus[:2], ["MJD"], 0)}
+    facts |= {"ra": first_card(hdus[:2], ["RAOBJ"], np.nan), "dec": first_card(hdus[:2], ["DECOBJ"], np.nan)}
+    facts |= {"fiber": first_card(hdus[:2], ["FIBERID"], 0), "run2d": first_card(hdus[:2], ["VERS2D"], "")}
+    facts |= {"z": first_card(hdus[:2], ["Z"], np.nan), "z_err": first_card(hdus[:2], ["Z_ERR"], np.nan)}
+    facts |= {"zwarning": first_card(hdus[:2], ["Z_WARNIN"], 0), "sn_pipeline": first_card(hdus[:2], ["SN_R"], np.nan)}
+    fitted = _SPEC_CLN.get(first_card(hdus[:2], ["SPEC_CLN"], 0), "")
     facts |= {"class": _class_of(source_type, fitted), "source_type": source_type}
     ivar = np.where(error > 0, 1 / np.where(error > 0, error, 1.0) ** 2, 0.0)
     return SpectrumFile(loglam, flux, ivar, masks.column("andmask") if masks is not None else mask, facts)
 
 # %% ../../nbs/19_archives.layouts.ipynb #b3b0f692
-_WAVE = ("loglam", "log_lam", "logwave", "wave", "wavelength", "lambda", "lam")
-_FLUX = ("flux", "flam", "f_lambda", "flux_lambda")
-_IVAR = ("ivar", "inverse_variance", "invvar")
-_ERROR = ("err", "error", "flux_err", "fluxerr", "flux_error", "err_flux", "e_flux", "dflux", "sigma", "std", "noise", "uncertainty")
-_VARIANCE = ("var", "variance", "flux_var", "flux_variance")
-_SPREAD = _IVAR + _ERROR + _VARIANCE
-_MASK = ("and_mask", "mask", "qual", "quality", "flags")
-_FLUX_UNIT = u.Unit(1e-17 * u.erg / u.s / u.cm**2 / u.AA)
-_SMALLEST = 1e-8  # no spectrograph sees a flux of 1e-25 erg/s/cm²/Å
-
-
-def _pick(hdu: HDU, names: Sequence[str]) -> str | None:
-    "The first of `names` that the table has."
-    return next((n for n in names if n in hdu.names), None)
-
-
-def _check_size(path: Path, name: str, flux: np.ndarray) -> None:
-    "DataError where a flux (m,) without a unit is too small to be in the 1e-17 erg/s/cm²/Å that it would be taken for."
-    seen = np.abs(flux[np.isfinite(flux) & (flux != 0)])
-    if len(seen) and np.median(seen) < _SMALLEST:
-        raise DataError(f"{path}: {name} has no unit and a median of {np.median(seen):.1g}: give the column its unit, as in erg / (s cm2 Angstrom)")
-
-
-_SPELLINGS = {r"(?i)\bang(strom)?s?\b": "Angstrom", r"\bA\b": "Angstrom", r"\bergs\b": "erg", r"\bsec\b": "s"}
-
-
-def _in_unit(path: Path, hdu: HDU, name: str, target: u.UnitBase, wave: np.ndarray | None = None) -> float | np.ndarray:
-    "The factor that brings a column to `target` by its TUNIT, (m,) for a flux per Hz at `wave` in Å; 1 without a unit."
-    text = written = str(hdu.of(name, "TUNIT", "")).strip()
-    if not text: return 1.0
-    for spelling, plain in _SPELLINGS.items(): text = re.sub(spelling, plain, text)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", u.UnitsWarning)  # old spellings of units are welcome
-            unit = u.Unit(text)
-        if not isinstance(unit, u.UnitBase): raise TypeError("magnitudes are no flux")
-        if wave is not None and unit.is_equivalent(u.Jy): return unit.to(target, 1.0, u.spectral_density(wave * u.AA))
-        return float(unit.to(target))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: column {name} is in {written!r}, which is not convertible to {target}") from error
-
-
-def _instead(hdus: Sequence[HDU]) -> str:
-    "What a file holds that is no spectrum, in a few words: an image, or what the best of its tables lacks."
-    wants = {"wave": _WAVE, "flux": _FLUX, "ivar or error": _SPREAD}
-    lacking = [([what for what, names in wants.items() if not _pick(h, names)], h) for h in hdus if h.names]
-    if lacking:
-        lacks, table = min(lacking, key=lambda found: len(found[0]))
-        names = ", ".join(table.names)
-        return f"no {', '.join(lacks)} in a table of {names if len(names) < 40 else names[:38] + ' …'}"
-    return next((f"an image of {' × '.join(map(str, h.data.shape))} pixels" for h in hdus if h.data is not None), "no table")
-
-
-def _step_card(hdu: HDU) -> str | None:
-    "The keyword of the step in wavelength where the unit is a spectrum written as an image, as IRAF does."
-    sky = str(hdu.get("CTYPE1", "")).upper().startswith(("RA", "DEC", "GLON", "GLAT"))
-    if hdu.data is None or hdu.names or sky or "CRVAL1" not in hdu.cards: return None
-    return next((key for key in ("CDELT1", "CD1_1") if key in hdu.cards), None)
-
-
-def _table_of(path: Path, hdus: list[HDU]) -> tuple[HDU, str, str, str]:
-    "The first table with wavelength, flux and an uncertainty, and the names of the three columns."
-    for hdu in hdus:
-        wave, flux, error = _pick(hdu, _WAVE), _pick(hdu, _FLUX), _pick(hdu, _SPREAD)
-        if wave and flux and error: return hdu, wave, flux, error
-    desi, step = any(h.name == "B_WAVELENGTH" for h in hdus), next(filter(None, map(_step_card, hdus)), None)
-    if step and not desi: raise DataError(f"{path}: an image with CRVAL1 and {step}: write a table with wave, flux, error (docs/own_spectra.md)")
-    wanted = f"wavelength ({', '.join(_WAVE)}), flux ({', '.join(_FLUX)}), ivar or error ({', '.join(_SPREAD)})"
-    hint = "; this is a DESI file: use read_desi" if desi else f": {_instead(hdus)}"
-    raise DataError(f"{path}: no spectrum found{hint}; wanted a table with {wanted}; found {'; '.join(map(str, hdus))}")
-
-# %% ../../nbs/19_archives.layouts.ipynb #f51fec51
-def _is_air(hdus: Sequence[HDU], hdu: HDU, name: str) -> bool:
-    "Does the column, its table or the first header say that wavelengths are those in air?"
-    says = lambda key: _first([hdu, hdus[0]], [key], "").strip().lower()
-    if "obs.atmos" in str(hdu.of(name, "TUCD", "")) or says("AIRORVAC") == "air": return True
-    return says("CTYPE1").startswith("awav") or says("VACUUM") in ("f", "false")
-
-
-def _check_order(path: Path, name: str, wave: np.ndarray) -> None:
-    "SpectrumError that names the first pixel where wavelengths (m,) are none, or neither increase nor decrease throughout."
-    bad = np.flatnonzero(~(np.isfinite(wave) & (wave > 0)))
-    if len(bad):
-        value = "NaN" if np.isnan(wave[bad[0]]) else f"{wave[bad[0]]:g}"
-        raise SpectrumError(f"{path}: {name} is {value} at pixel {bad[0]}, which is not a wavelength")
-    turned = np.flatnonzero(np.diff(wave) * (wave[-1] - wave[0]) <= 0)
-    if not len(turned): return
-    at = int(turned[0]) + 1
-    verb = "repeats" if wave[at] in wave[:at] else "turns back"
-    raise SpectrumError(f"{path}: {name} {verb} at pixel {at} ({wave[at]:g} after {wave[at - 1]:g}); it must increase from pixel to pixel")
-
-
-def _vacuum(path: Path, hdus: Sequence[HDU], hdu: HDU, name: str, wave: np.ndarray) -> np.ndarray:
-    "Column `name` as log10 of vacuum Å."
-    _check_order(path, name, wave)
-    air, log = _is_air(hdus, hdu, name), name.startswith("log")
-    if log and not air: return wave
-    wave = 10**wave if log else wave * _in_unit(path, hdu, name, u.AA)
-    return np.log10(air_to_vacuum(wave) if air else wave)
-
-
-def _pixels(path: Path, hdu: HDU, names: Sequence[str]) -> list[np.ndarray]:
-    "Columns (m,) of a table of pixels or of one row of vectors; DataError where they are not one spectrum of one length."
-    columns = [np.atleast_1d(np.squeeze(hdu.column(name))) for name in names]
-    shape = columns[0].shape
-    if len(shape) != 1: raise DataError(f"{path}: {len(hdu.data)} spectra in one table; write one file for each")
-    if shape[0] < 2: raise DataError(f"{path}: column {names[0]} has {shape[0]} pixels; write one row a pixel")
-    for name, column in zip(names, columns):
-        long = " × ".join(map(str, column.shape))
-        if column.shape != shape: raise DataError(f"{path}: column {name} has {long} pixels and {names[0]} {shape[0]}; they must be equally long")
-    return columns
-
-
 def _cell(row: HDU | None, keys: Sequence[str], default: Any) -> Any:
     "The first of the columns `keys` that holds a value of the type of `default` in a table of one row."
     for key in keys:
@@ -243,20 +119,17 @@ def _cell(row: HDU | None, keys: Sequence[str], default: Any) -> Any:
 
 def _table(path: Path, hdus: list[HDU]) -> SpectrumFile:
     "A table of pixels (or one row of vectors) from any instrument."
-    hdu, wave, flux, error = _table_of(path, hdus)
-    mask = _pick(hdu, _MASK)
-    loglam, light, spread, *masks = _pixels(path, hdu, [wave, flux, error, *([mask] if mask else [])])
+    hdu, wave, flux, error = find_table(path, hdus)
+    mask = pick(hdu, MASK)
+    loglam, light, spread, *masks = read_pixels(path, hdu, [wave, flux, error, *([mask] if mask else [])])
     bits = masks[0].astype("i8") if mask == "and_mask" else np.where(masks[0] != 0, NODATA, 0) if mask else np.zeros(len(light), "i8")
-    loglam, spread = _vacuum(path, hdus, hdu, wave, loglam.astype("f8")), spread.astype("f8")
-    own = error if error in _ERROR and hdu.of(error, "TUNIT") else flux  # an error without a unit has that of the flux
-    with np.errstate(over="ignore"): scale, noise = (_in_unit(path, hdu, name, _FLUX_UNIT, 10**loglam) for name in (flux, own))
-    if error in _VARIANCE and hdu.of(error, "TUNIT"): noise = _in_unit(path, hdu, error, _FLUX_UNIT**2) ** 0.5
-    if error not in _IVAR: spread = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1.0) ** (1 if error in _VARIANCE else 2), 0.0)
-    if not hdu.of(flux, "TUNIT"): _check_size(path, flux, light)
-    sdss = "SDSS" in _first(hdus, ["TELESCOP"], "")  # there RA, DEC are where the telescope pointed
+    loglam = vacuum_loglam(path, hdus, hdu, wave, loglam.astype("f8"))
+    light, ivar = flux_and_ivar(path, hdu, (flux, error), (light, spread), loglam)
+    headers = [hdu, *hdus[:2]]
+    sdss = "SDSS" in first_card(headers, ["TELESCOP"], "")  # there RA, DEC are where the telescope pointed
     row = next((h for h in hdus[1:] if "z" in h.names and len(h.data) == 1), None)
-    says = lambda keys, default: _first(hdus, keys, _cell(row, keys, default))
-    facts = {"layout": "table", "plate": _first(hdus, ["PLATEID"], 0)}
+    says = lambda keys, default: first_card(headers, keys, _cell(row, keys, default))
+    facts = {"layout": "table", "plate": first_card(headers, ["PLATEID"], 0)}
     facts |= {"mjd": says(["MJD"], 0), "fiber": says(["FIBERID"], 0)}
     facts |= {"ra": says(["PLUG_RA", "RAOBJ", "RA_TARG", *([] if sdss else ["RA"])], np.nan)}
     facts |= {"dec": says(["PLUG_DEC", "DECOBJ", "DEC_TARG", *([] if sdss else ["DEC"])], np.nan)}
@@ -265,7 +138,7 @@ def _table(path: Path, hdus: list[HDU]) -> SpectrumFile:
     source_type = says(["SOURCETYPE", "OBJTYPE"], "").strip().upper()
     facts |= {"source_type": source_type, "class": _class_of(source_type, says(["CLASS"], ""))}
     order = slice(None, None, -1 if loglam[0] > loglam[-1] else 1)
-    return SpectrumFile(*(array[order] for array in (loglam, light * scale, spread / noise**2, bits)), facts)
+    return SpectrumFile(*(array[order] for array in (loglam, light, ivar, bits)), facts)
 
 
 def _layout(hdus: list[HDU]) -> Callable[[Path, list[HDU]], SpectrumFile]:
