@@ -55,7 +55,7 @@ def find_chapter(chapter: str | int | Path) -> Path:
 KINDS = {"str": str, "int": int, "float": float, "bool": bool}
 CONTRACT = {"run_id": str, "profile": str, "source": str, "train": str, "data": str, "seed": int, "device": str,
             "out": str}
-CHOICES = {"profile": ("smoke", "demo", "paper"), "train": ("mock", "source")}
+CHOICES = {"profile": ("smoke", "demo", "paper"), "train": ("mock", "source"), "source": ("mock", "sdss", "desi", "nsa")}
 
 
 def _declaration(node: ast.stmt) -> tuple[str, type, Any]:

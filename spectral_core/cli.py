@@ -30,8 +30,7 @@ def _join_pairs(arguments: Sequence[str]) -> list[str]:
     "`-p name value` as `-p name=value`; everything else unchanged."
     joined, rest = [], list(arguments)
     while rest:
-        word = rest.pop(0)
-        joined.append(word)
+        joined.append(word := rest.pop(0))
         if word in ("-p", "--parameter") and len(rest) > 1 and "=" not in rest[0]:
             joined.append(f"{rest.pop(0)}={rest.pop(0)}")
     return joined
@@ -102,8 +101,8 @@ def run(
     chapter: Annotated[str, typer.Argument(help="Number, name or path of a chapter: 01", autocompletion=_chapters)],
     profile: Annotated[str, typer.Option(help="smoke (a minute), demo (ten or more) or paper (its sizes)",
                                           autocompletion=_words("smoke", "demo", "paper"))] = "demo",
-    source: Annotated[str, typer.Option(help="Whose spectra are ranked: mock, or real ones (sdss, desi)",
-                                         autocompletion=_words("mock", "sdss", "desi"))] = "mock",
+    source: Annotated[str, typer.Option(help="Whose spectra are ranked: mock, or real ones (sdss, desi, nsa)",
+                                         autocompletion=_words("mock", "sdss", "desi", "nsa"))] = "mock",
     train: Annotated[str, typer.Option(help="What is trained on: mock or source", autocompletion=_words("mock", "source"))] = "mock",
     data: Annotated[Path | None, typer.Option(help="File or folder of your own spectra")] = None,
     seed: Annotated[int, typer.Option(help="One seed for the whole run")] = 0,
@@ -158,8 +157,9 @@ def _why(reasons: Sequence[tuple[str, int, str, str]]) -> Iterator[str]:
     for name in dict.fromkeys(reason[0] for reason in reasons):
         mine = [reason for reason in reasons if reason[0] == name]
         for _, n, reason, file in mine[:5]:
-            hint = " (DESI's are in redrock-*.fits beside the coadd)" * ("no redshift" in reason and file.startswith("coadd-"))
-            yield f"{name}: {n} × {reason}{hint}, {'e.g.' if n > 1 else 'in'} {file}"
+            coadd = Path(file).name.startswith("coadd-")
+            hint = " (DESI's are in redrock-*.fits beside the coadd)" if coadd else " (in the header: Z, REDSHIFT, …, see docs/own_spectra.md)"
+            yield f"{name}: {n} × {reason}{hint * ('no redshift' in reason)}, {'e.g.' if n > 1 else 'in'} {file}"
         if mine[5:]: yield f"{name}: {sum(reason[1] for reason in mine[5:])} more, for {_n(len(mine) - 5, 'other reason')}"
 
 # %% ../nbs/85_cli.ipynb #ac24b305
@@ -250,7 +250,7 @@ def list_all() -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, or the one above them")],
     out: Annotated[Path, typer.Option(help="The HTML file")] = Path("report.html"),
 ) -> None:
     "Write one offline HTML page for one or many runs."

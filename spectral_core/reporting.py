@@ -252,14 +252,21 @@ def _navigation(runs: dict[Path, dict]) -> str:
     return f'<nav><a href="#top">spectral_core</a>{"".join(links)}</nav>' if len(runs) > 1 else ""
 
 
+def _finished(folder: Path) -> list[Path]:
+    "The folder of a run itself, or the finished runs directly below it; runs that were set aside don't count."
+    if (folder / "results.json").exists(): return [folder]
+    below = [p.parent for p in sorted(folder.glob("*/results.json"))]
+    return [p for p in below if not p.name.startswith(".") and not p.name.endswith(".former")] or [folder]
+
+
 def write_report(
-    runs: Sequence[str | Path] | str | Path,  # folders of finished runs
+    runs: Sequence[str | Path] | str | Path,  # folders of finished runs, or folders that hold some
     out: str | Path,  # the HTML file
 ) -> Path:
     "One self-contained HTML page for one or many runs; returns its path."
     out = Path(out).resolve()
-    folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(r) for r in runs]
-    results = {folder: read_results(folder) for folder in folders}
+    named = [runs] if isinstance(runs, str | Path) else runs
+    results = {folder: read_results(folder) for name in named for folder in _finished(Path(name))}
     if not results: raise RunError("no runs to report on; name at least one run folder")
     alone = len({r["chapter"] for r in results.values()}) == len(results)
     title = html.escape(heading(*next(iter(results.items())))[0]) if len(results) == 1 else f"{len(results)} {'chapters' if alone else 'runs'}"

@@ -271,6 +271,7 @@ def score_survey(
     """
     for path in filter(None, (out, latents)): table_format(path)
     if force and shard: raise ConfigError("--force would remove what other shares have done: give it without --shard")
+    my_share(0, shard)  # a wrong one is refused before a million files are looked at
     models, out, folder = open_models(model), Path(out), Path(f"{out}.parts")
     parts = cut(find_sources(files, progress), part_size)
     k, of, mine = my_share(len(parts), shard)

@@ -1,7 +1,9 @@
 """The strict runner: what it refuses, what it does not believe, and what it leaves behind."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,10 +19,12 @@ from toy_chapter import FINISH, PARAMETERS, write_toy
 from waiting import wait
 
 from spectral_core.chapters import (
+    CHOICES,
     CONTRACT,
     check_parameters,
     data_fingerprint,
     find_chapter,
+    list_chapters,
     read_parameters,
     result_problems,
     run_chapter,
@@ -158,6 +162,8 @@ def test_fault_38_choices_and_data(tmp_path):
     notebook = toy(tmp_path, FINISH)
     with pytest.raises(ConfigError, match="profile must be one of"):
         run_chapter(notebook, profile="tiny", out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="source must be one of .*, not 'lamost'"):
+        run(notebook, tmp_path / "out", source="lamost")
     with pytest.raises(ConfigError, match="train must be one of"): run(notebook, tmp_path / "out", train="real")
     with pytest.raises(ConfigError, match="source is 'mock'.* --source sdss"): run(notebook, tmp_path / "out", data=tmp_path)
     with pytest.raises(DataError, match="no file or folder"):
@@ -165,6 +171,12 @@ def test_fault_38_choices_and_data(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no files"):
         run(notebook, tmp_path / "out", source="sdss", data=tmp_path / "empty")
+
+
+def test_no_chapter_takes_a_source_that_the_runner_does_not_know():
+    "The sources that the chapters name in their own checks are all that there are."
+    named = [re.findall(r"if source not in (\(.*?\))", path.read_text().replace("\\", "")) for path in list_chapters().values()]
+    assert all(named) and {word for texts in named for text in texts for word in ast.literal_eval(text)} == {*CHOICES["source"]}
 
 
 def test_an_unknown_chapter_is_answered_with_those_there_are():

@@ -15,6 +15,7 @@ from spectral_core.results import ChapterRun
 
 RESULTS = {"chapter": "01_redshift_invariance", "run_id": "0123456789abcdef", "seconds": 12.3,
            "parameters": {"out": "/runs/x"}, "claims": [{"verdict": "reproduced"}, {"verdict": "contradicted"}]}
+NOT_SAID = "flagged: 1 × no redshift (in the header: Z, REDSHIFT, …, see docs/own_spectra.md)"
 
 
 @pytest.fixture
@@ -59,6 +60,7 @@ def test_run_hands_everything_on(command, monkeypatch):
     (["run", "01", "-p", "a", "1", "-p", "a", "2"], "ConfigError: write -p name value once"),
     (["fetch", "sdss_galaxy_spektra"], "sdss_galaxy_spectra"),
     (["run", "01", "--data", "mix"], "--source sdss"),
+    (["run", "01", "--source", "lamost"], "source must be one of"),
     (["fetch", "nope"], "`spectral-core list` names them all"),
     (["score", "x.fits", "--model", "sdsss"], "ModelFileError: no model 'sdsss'"),
     (["score", "x.fits", "--model", "nope"], "no model 'nope' that ranks spectra; there are desi, desi_stars, sdss, or a folder"),
@@ -84,9 +86,10 @@ def test_score_prints_the_top_and_where_the_table_is(command, monkeypatch, tmp_p
     table = Table({"rank": [1, -1], "id": [2**60, -1], "z": [0.123456, 0.2], "reason": ["", "no redshift"]})
     table["list"], table["file"] = ["ranked", "flagged"], ["a.fits", "b/c.fits"]
     given = {}
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(scoring, "score", lambda files, **settings: given.update(settings, files=files) or table)
     code, out, _ = command("score", "a.fits", "b", "--pictures", 3)
-    assert code == 0 and out.splitlines()[-2:] == ["2 rows: 1 ranked, 1 flagged", "flagged: 1 × no redshift, in b/c.fits"]
+    assert code == 0 and out.splitlines()[-2:] == ["2 rows: 1 ranked, 1 flagged", NOT_SAID + ", in b/c.fits"]
     assert str(2**60) in out and "no redshift" in out and " 0.1235 " in out
     assert [str(f) for f in given["files"]] == ["a.fits", "b"] and (given["model"], given["pictures"]) == ("sdss", 3)
     reasons = [("flagged", 4, "no redshift", "x.fits"), ("flagged", 1, "no data", "y.fits")]
@@ -95,7 +98,7 @@ def test_score_prints_the_top_and_where_the_table_is(command, monkeypatch, tmp_p
     done = lambda *names, **settings: given.update(settings, names=names) or (record, table)
     monkeypatch.setattr(scoring, "score_survey", done)
     code, out, _ = command("score", "a.fits", "--out", "ranked.fits", "--latents", "latents.fits", "--device", "cpu")
-    assert code == 0 and out.splitlines()[-5:] == ["12 rows: 7 ranked, 5 flagged", "flagged: 4 × no redshift, e.g. x.fits",
+    assert code == 0 and out.splitlines()[-5:] == ["12 rows: 7 ranked, 5 flagged", NOT_SAID.replace("1", "4") + ", e.g. x.fits",
                                                   "flagged: 1 × no data, in y.fits", "ranked_1.png", "ranked.fits"]
     assert [str(n) for n in given["names"][1:]] == ["ranked.fits", "sdss"]
     assert (str(given["latents"]), given["device"]) == ("latents.fits", "cpu")
@@ -167,7 +170,10 @@ def test_coadds_without_redrock_say_where_redshifts_are():
 
     [coadd, spec] = _why([("flagged", 5, "no redshift, cropped", "coadd-1.fits"), ("flagged", 1, "no redshift", "mine.fits")])
     assert coadd == "flagged: 5 × no redshift, cropped (DESI's are in redrock-*.fits beside the coadd), e.g. coadd-1.fits"
-    assert spec == "flagged: 1 × no redshift, in mine.fits"
+    assert spec == f"{NOT_SAID}, in mine.fits"
+    [deep] = _why([("flagged", 1, "no redshift", "sv3/bright/coadd-1.fits")])
+    assert "redrock-*.fits" in deep and "header" not in deep
+    assert [*_why([("flagged", 1, "no data", "a.fits")])] == ["flagged: 1 × no data, in a.fits"]
 
 
 def test_fetch_and_list(command, monkeypatch):
@@ -187,6 +193,7 @@ def test_report_of_two_runs(command, tmp_path):
         run.finish()
     code, out, _ = command("report", "--out", tmp_path / "all.html", tmp_path / "a", tmp_path / "b")
     assert (code, out.strip()) == (0, str(tmp_path / "all.html")) and "2 runs" in (tmp_path / "all.html").read_text()
+    assert command("report", "--out", tmp_path / "all.html", tmp_path)[0] == 0 and "2 runs" in (tmp_path / "all.html").read_text()
 
 
 # ------------------------------------------------------------------ completion and help

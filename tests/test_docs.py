@@ -10,7 +10,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import numpy as np
 import pytest
+from astropy.io import fits
+from astropy.table import Table
 
 pytest.importorskip("sphinx_book_theme")
 pytest.importorskip("myst_nb")
@@ -241,9 +244,74 @@ def test_your_own_spectra_in_ten_minutes(tmp_path, monkeypatch):
             program, *arguments = shlex.split(line)
             with pytest.raises(SystemExit) as end: main(arguments)
             assert program == "spectral-core" and not end.value.code, line
-    made = {"ranked.ecsv", "other.ecsv", "gallery.html", "first.png", "runs/mine/model.safetensors"}
+    made = {"ranked.ecsv", "other.ecsv", "gallery.html", "first.png", "runs/first_try/model.safetensors"}
     assert not [name for name in made if not (tmp_path / name).is_file()]
     assert len(names["ranked"]) == 24
+    other = Table.read("other.ecsv")
+    assert sorted(other["file"]) == ["iraf.fits", "mine.fits"] and {*other["list"]} == {"poor reconstruction"}, "as the page says"
+
+
+@pytest.fixture
+def as_table(tmp_path, monkeypatch):
+    "The page's lines for images, alone, on an image of ours: its spectrum as the library reads it."
+    from spectral_core.archives.layouts import read_spectrum
+
+    [text] = [text for _, text in blocks("own_spectra.md", "python") if "iraf.fits" in text]
+    text = re.sub(r"^(bands|cards) = .*\n|^fits.writeto.*\n", "", text, flags=re.MULTILINE)
+    text = text.replace('open("iraf.fits"', 'open("yours.fits"')
+    monkeypatch.chdir(tmp_path)
+
+    def run(data, more=(), **cards):
+        header = fits.Header({"CRVAL1": 4000.0, "CDELT1": 2.0, "REDSHIFT": 0.08} | cards)
+        units = [fits.PrimaryHDU(data, header), *(fits.ImageHDU(values, name=name) for name, values in more)]
+        fits.HDUList(units).writeto("yours.fits", overwrite=True)
+        exec(compile(text, "own_spectra.md", "exec"), {})
+        return read_spectrum("other/iraf.fits")
+
+    return run
+
+
+@pytest.mark.parametrize("name, spread", [("STD", 0.5), ("VAR", 0.25), ("IVAR", 4.0)])
+@pytest.mark.parametrize("kind, factor", [("WAVE", 1.0), ("AWAV", 1.00028)])
+def test_an_image_of_specutils_becomes_a_table_with_its_own_error_and_wavelengths(as_table, name, spread, kind, factor):
+    "Units and metres as specutils 2.4 writes them."
+    cards = {"CTYPE1": kind, "CUNIT1": "m", "CRVAL1": 4e-7, "CDELT1": 2e-10, "BUNIT": "1e-16 erg / (Angstrom s cm2)"}
+    mask = np.arange(50) == 7
+    read = as_table(np.arange(50.0), [(name, np.full(50, spread)), ("MASK", mask.astype("u1"))], **cards)
+    assert np.allclose(read.flux, 10 * np.arange(50)) and np.allclose(read.ivar, 0.04) and ((read.bits != 0) == mask).all()
+    assert np.allclose(10**read.loglam, (4000 + 2 * np.arange(50)) * factor, rtol=1e-5) and read.facts["z"] == 0.08
+
+
+def test_an_image_of_iraf_becomes_a_table_and_what_is_not_known_is_refused(as_table):
+    bands = np.arange(200.0).reshape(4, 1, 50)
+    read = as_table(bands, CTYPE1="LINEAR")
+    assert np.allclose(read.flux, bands[0, 0]) and np.allclose(read.ivar, bands[3, 0] ** -2.0)
+    assert np.allclose(10**read.loglam, (4000 + 2 * np.arange(50)) * 1.00028, rtol=1e-5)
+    log = as_table(bands, **{"CRVAL1": 3.6, "CDELT1": 1e-4, "DC-FLAG": 1})
+    assert np.allclose(log.loglam, 3.6 + 1e-4 * np.arange(50) + np.log10(1.00028), atol=1e-5)
+    for data, more in ((bands[0, 0], []), (bands[:, 0], []), (bands[:2], []), (bands[0, 0], [("UNCERT", bands[3, 0])])):
+        with pytest.raises(ValueError, match="which band"): as_table(data, more)
+    with pytest.raises(KeyError, match="MULTISPE"): as_table(bands, CTYPE1="MULTISPE")
+
+
+def test_which_files_a_folder_is_searched_for_and_that_a_named_one_is_read(tmp_path):
+    from spectral_core.archives.sdss import write_sdss
+    from spectral_core.ranking.parts import find_sources
+    from spectral_core.scoring import score
+    from spectral_core.simulate.mock import mock_survey
+
+    [file] = write_sdss(mock_survey("sdss", n=1, seed=0), tmp_path / "made")
+    taken, passed = ["a.fits", "b.FIT", "c.fits.gz", "d.fit.gz", "deep/e.fits"], ["f.fts", "g.dat", "h.fits~", "i"]
+    for name in taken + passed:
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "all" / name).write_bytes(file.read_bytes())
+    assert sorted(s.name for s in find_sources(tmp_path / "all")) == sorted(taken)
+    for name in passed: assert score(tmp_path / "all" / name, progress=False)["list"].tolist() != ["not read"], name
+
+
+def test_the_pages_runs_do_not_meet_in_one_folder():
+    runs = [re.findall(r'run="([^"]+)"', path.read_text()) for path in (ROOT / "README.md", DOCS / "own_spectra.md")]
+    assert all(runs) and not {*runs[0]} & {*runs[1]}
 
 
 def test_the_install_line_is_that_of_the_readme():

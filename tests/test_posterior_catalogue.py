@@ -1,5 +1,8 @@
 """The catalogue of posteriors: every row has its fate, draws stay in the prior, real masses agree with the atlas'."""
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +66,22 @@ def test_one_galaxy_at_the_notebook(shipped, model):
     assert np.std(blind["dust2"]) > 0.8 * np.std(plain["dust2"])
     for bad in (([np.nan] * 5, SEEN[1], 0.03), (SEEN[0], SEEN[1], -1.0), (SEEN[0], SEEN[1], np.nan)):
         with pytest.raises(DataError, match="no posterior"): posterior(*bad)
+
+
+@pytest.mark.parametrize("mag", [188.0, -1.0, 0.0, 40.0, 100.0, 1e30])
+def test_a_number_that_is_no_magnitude_is_left_out_with_a_word(shipped, mag):
+    with pytest.warns(UserWarning, match=rf"g is {re.escape(f'{mag:g}')}, no magnitude .* taken as missing") as said:
+        posterior([SEEN[0][0], mag, *SEEN[0][2:]], *SEEN[1:], n=10)
+    assert said[0].filename == __file__
+
+
+@pytest.mark.parametrize("mag", [np.nan, -9999, -999.0, -99, 99, 99.99, np.float32(-99.9), 999, 9999.0])
+def test_a_missing_band_as_surveys_write_it_is_no_mistake(shipped, mag):
+    draws = posterior([SEEN[0][0], np.nan, *SEEN[0][2:]], *SEEN[1:], n=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = posterior([SEEN[0][0], mag, *SEEN[0][2:]], *SEEN[1:], n=10)
+    assert (draws["log_mstar"] == again["log_mstar"]).all()
 
 
 def test_derived_quantities_follow_each_draw(model):

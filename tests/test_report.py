@@ -195,6 +195,19 @@ def test_a_page_needs_finished_runs(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_the_folder_above_runs_stands_for_those_that_are_finished(tmp_path):
+    write_json(tmp_path / "claims.json", [])
+    runs = tmp_path / "runs"
+    for name in ("a", "b", "a.former"):
+        ChapterRun("02_x", out=runs / name, claims=tmp_path / "claims.json", profile="demo").finish()
+    for name in ("stopped", ".unfinished"): (runs / name).mkdir()
+    (runs / ".unfinished/results.json").write_text("{}")
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    assert page == write_report([runs / "a", runs / "b"], tmp_path / "report.html").read_text() and "2 runs" in page
+    with pytest.raises(RunError, match="stopped holds no finished run"):
+        write_report([runs, runs / "stopped"], tmp_path / "report.html")
+
+
 def test_times_as_one_says_them():
     assert [duration(s) for s in (0.4, 41.2, 59.7, 3599.4, 7380)] == ["0 s", "41 s", "1 min 0 s", "59 min 59 s", "2 h 3 min"]
 

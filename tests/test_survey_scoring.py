@@ -227,6 +227,8 @@ def test_the_table_knows_its_pages_and_what_was_passed_over(files, own, tmp_path
 def test_bad_requests(files, own, tmp_path):
     for shard in ("0/4", "5/4", "2", "a/b", "1/0"):
         with pytest.raises(ConfigError, match="K/N"): score_survey(files, tmp_path / "a.fits", own, shard=shard, progress=False)
+    with pytest.raises(ConfigError, match="K/N"):  # before a look
+        score_survey(tmp_path / "nowhere", tmp_path / "a.fits", own, shard="3/2")
     with pytest.raises(ConfigError, match="written as"): score_survey(files, tmp_path / "a.doc", own)
     with pytest.raises(ModelFileError, match="no model 'pae' that ranks spectra; there are desi"): score(files, "pae")
     with pytest.raises(DataError, match="no such file"):

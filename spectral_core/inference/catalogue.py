@@ -116,13 +116,25 @@ def _warn_if_far(network: Posterior, seen: Sequence[Tensor]) -> None:
     warnings.warn(f"{_FEATURES[i]} is {feature[i]:.2f}, and the network learned from {learned}: check the photometry; these draws mean nothing", stacklevel=3)
 
 
+def _warn_if_left_out(mags: Sequence[float]) -> None:
+    "UserWarning for each magnitude outside 0 to 40 that is no survey's word for missing: none but nines, as -9999 or 99.9."
+    for band, mag in zip("ugriz", map(float, mags)):
+        if 0 < mag < 40 or not np.isfinite(mag) or {*f"{abs(mag):.6g}"} <= {*"9."}: continue
+        warnings.warn(f"{band} is {mag:g}, no magnitude between 0 and 40: taken as missing, which is written nan", stacklevel=3)
+
+
 def posterior(
-    mags: Sequence[float], sigma: Sequence[float], z: float, *,  # AB ugriz and errors; a band is missing where it is NaN or not between 0 and 40
+    mags: Sequence[float], sigma: Sequence[float], z: float, *,  # AB ugriz and errors; a band is missing where it is NaN or only nines (-9999, 99.9)
     n: int = 10_000, network: Posterior | str = "sedflow", model: SEDModel | None = None, seed: int = 0,
 ) -> Table:
-    "Draws of PROPERTIES (n rows) of one galaxy, with `weight` and `log_likelihood` where a `model` is given; DataError says what is wrong with the input, a warning what is out of reach."
+    """Draws of PROPERTIES (n rows) of one galaxy, with `weight` and `log_likelihood` where a `model` is given.
+
+    A band whose magnitude is NaN or nothing but nines (-9999, -99, 99, 99.9, 999) is missing, and the network is told so.
+    So is any other outside 0 to 40, with a warning that names it. DataError says what is wrong with the input, a warning what is out of reach.
+    """
     seen = clean_photometry(mags, sigma, [z])
     if not seen.good[0]: raise DataError(f"this galaxy has no posterior: {Flag.reasons(seen.flag[0], words=True)}; magnitudes {list(mags)}, errors {list(sigma)}, z {z}")
+    _warn_if_left_out(mags)
     network = load_posterior(network) if isinstance(network, str) else network
     told = [torch.as_tensor(part) for part in seen[:4]]
     _warn_if_far(network, told)
