@@ -81,6 +81,7 @@ def test_a_missing_band_as_surveys_write_it_is_no_mistake(shipped, mag):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = posterior([SEEN[0][0], mag, *SEEN[0][2:]], *SEEN[1:], n=10)
+        posterior(np.array([SEEN[0]]), np.array([SEEN[1]]), SEEN[2], n=10)  # a row of a catalogue
     assert (draws["log_mstar"] == again["log_mstar"]).all()
 
 

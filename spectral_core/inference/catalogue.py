@@ -118,7 +118,7 @@ def _warn_if_far(network: Posterior, seen: Sequence[Tensor]) -> None:
 
 def _warn_if_left_out(mags: Sequence[float]) -> None:
     "UserWarning for each magnitude outside 0 to 40 that is no survey's word for missing: none but nines, as -9999 or 99.9."
-    for band, mag in zip("ugriz", map(float, mags)):
+    for band, mag in zip("ugriz", np.ravel(np.asarray(mags, float))):
         if 0 < mag < 40 or not np.isfinite(mag) or {*f"{abs(mag):.6g}"} <= {*"9."}: continue
         warnings.warn(f"{band} is {mag:g}, no magnitude between 0 and 40: taken as missing, which is written nan", stacklevel=3)
 
