@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +31,42 @@ def table_format(path: str | Path, done: str = "written") -> str:
 _ASCII = str.maketrans({"×": "x", "−": "-", "–": "-", "²": "2", "Å": "A", "χ": "chi", "σ": "sigma"})
 
 
+_ESCAPES = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
+_CARD = r"as in Python: \\ is one backslash, \xe4 is U+00E4"
+
+
+def _escaped(text: str | bytes | None) -> str:
+    "The text in ASCII, other characters and backslashes escaped."
+    text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text or ""
+    return text.replace("\\", "\\\\").encode("ascii", "backslashreplace").decode()
+
+
+def _unescaped(text: str) -> str:
+    "What `_escaped` was given."
+    return _ESCAPES.sub(lambda found: chr(int(found[found.lastindex], 16)) if found.lastindex else "\\", text)
+
+
 def _plain(text: str) -> str:
-    "The text in ASCII."
-    return text.translate(_ASCII).encode("ascii", "replace").decode()
+    "Prose in ASCII: the usual symbols spelt out, other characters escaped."
+    return _escaped(text.translate(_ASCII))
 
 
 def _card(value: Any) -> Any:
-    "A value of the table's meta as FITS can hold it: numbers as they are, texts in ASCII, all else as JSON."
-    if isinstance(value, str): return _plain(value)
+    "A value of the table's meta as FITS can hold it: numbers and ASCII texts as they are, all else as JSON."
+    if isinstance(value, str) and value.isascii() and value[:1] != '"': return value
     return value if isinstance(value, bool | int | float | np.number) else json.dumps(value, default=str)
 
 
 def _in_fits(table: Any) -> None:
     "Make a table what FITS can hold, in place: texts in ASCII, descriptions as TCOMMn too, lists in the header as JSON."
-    meta = {key: _card(value) for key, value in table.meta.items() if not key.startswith("TCOMM") and value is not None}
+    meta = {key: _card(value) for key, value in table.meta.items() if not key.startswith("TCOMM") and key != "ESCAPED" and value is not None}
     table.meta.clear()  # a TCOMM that was read from another file speaks of other columns
     table.meta.update({key if len(key) <= 8 or " " in key else f"HIERARCH {key}": value for key, value in meta.items()})
     for i, name in enumerate(table.colnames, 1):
         said, kind = _plain(table[name].info.description or "").strip(), table[name].dtype
-        if kind.kind == "U": table[name] = np.array([_plain(text or "") for text in table[name].tolist()], dtype="S")
+        if kind.kind in "SU":
+            table[name] = np.array([_escaped(text) for text in table[name].ravel().tolist()], dtype="S").reshape(table[name].shape)
+        if kind.kind in "SU" or "\\" in said: table.meta["ESCAPED"] = _CARD
         if kind == np.float16: table[name] = table[name].astype(np.float32)
         if kind.kind == "b" and hasattr(table[name], "mask"):
             table[name] = table[name].astype(np.int16)
@@ -90,12 +108,17 @@ def _kept(column: Any, values: np.ndarray) -> Any:
 
 
 def _from_fits(table: Any) -> None:
-    "Undo `_in_fits`, in place: descriptions on the columns, keys in small letters, JSON as what it was."
+    "Undo `_in_fits`, in place: texts and descriptions of the columns, keys in small letters, JSON as what it was."
     meta = {key: value for key, value in table.meta.items() if key != "comments"}
-    for i, name in enumerate(table.colnames, 1): table[name].info.description = meta.pop(f"TCOMM{i}", table[name].info.description)
+    as_it_was = _unescaped if meta.pop("ESCAPED", None) else str
+    for i, name in enumerate(table.colnames, 1):
+        said = meta.pop(f"TCOMM{i}", table[name].info.description)
+        table[name].info.description = as_it_was(said) if said else said
+        if table[name].dtype.kind != "U": continue
+        table[name] = _kept(table[name], np.array([as_it_was(t) for t in table[name].ravel().tolist()], dtype=str).reshape(table[name].shape))
     table.meta.clear()
     for key, value in meta.items():
-        try: table.meta[key.lower()] = json.loads(value) if str(value)[:1] in ("{", "[") else value
+        try: table.meta[key.lower()] = json.loads(value) if str(value)[:1] in ("{", "[", '"') else value
         except ValueError: table.meta[key.lower()] = value
 
 # %% ../nbs/03_tables.ipynb #396d1a00

@@ -1,5 +1,6 @@
 """Files in, a ranking out: every file has its row, whatever is in it."""
 
+import os
 import shutil
 
 import numpy as np
@@ -13,11 +14,13 @@ from spectral_core.archives.sdss import read_sdss, write_sdss
 from spectral_core.core import ConfigError, DataError, Flag, assets_dir
 from spectral_core.models.autoencoder import RedshiftAutoencoder
 from spectral_core.models.flows import MaskedAutoregressiveFlow
+from spectral_core.ranking.lookup import recorded_inputs
 from spectral_core.ranking.parts import passed_over
-from spectral_core.scoring import score
+from spectral_core.scoring import score, score_survey
 from spectral_core.simulate.mock import mock_survey
 from spectral_core.spectra.preprocessing import preprocess
 from spectral_core.spectra.store import write_store
+from spectral_core.tables import read_table
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,59 @@ def test_other_files_of_a_folder_are_counted(folder, mock):
     (folder / "out.fits.parts").mkdir()
     (folder / "out.fits.parts" / "part-00000.npz").write_bytes(b"")
     assert passed_over(folder) == passed_over([folder, folder / "objects.CSV"]) == {".csv": 1, "no suffix": 1}
+
+
+def test_links_are_followed_once_and_what_leads_nowhere_has_its_row(folder, own, mock, tmp_path):
+    kept = write_sdss(mock_survey("sdss", n=2, seed=5), tmp_path / "elsewhere")
+    before = score(folder, own, progress=False)
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    (tmp_path / "elsewhere" / "notes.txt").write_text("mine")
+    links = {"first": tmp_path / "elsewhere", "second": tmp_path / "elsewhere", "inner": folder / "more", "loop": folder,
+             "up": tmp_path, "gone.fits": tmp_path / "gone.fits", "self.fits": folder / "self.fits"}
+    for name, target in links.items(): (folder / name).symlink_to(target)
+    table = score(folder, own, progress=False)
+    new = sorted(set(table["file"]) - set(before["file"]))
+    assert new == sorted([*(f"first/{p.name}" for p in kept), "gone.fits", "self.fits"]) and len(table) == len(before) + 4
+    reasons = {name: reason for name, reason, place in table["file", "reason", "list"].iterrows() if place == "not read"}
+    assert (reasons["gone.fits"], reasons["self.fits"]) == ("the link points to nothing", "the link points to itself")
+    assert passed_over(folder) == {".txt": 1}
+    with pytest.raises(DataError, match="gone.fits: the link points to nothing"): score(folder / "gone.fits", own, progress=False)
+
+
+def test_a_folder_without_permission_has_its_row(folder, own, monkeypatch):
+    before, listing = score(folder, own, progress=False), os.scandir
+
+    def refuse(path):
+        if os.fspath(path) == closed: raise PermissionError(13, "Permission denied", path)
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    closed = str(folder / "more")
+    table = score(folder, own, progress=False)
+    row = table[table["file"] == "more"][0]
+    assert (row["list"], row["reason"]) == ("not read", "no permission to look into this folder")
+    assert len(table) == len(before) - 3 + 1
+    closed = str(folder)
+    with pytest.raises(DataError, match=f"{folder}: no permission to look into this folder"): score(folder, own, progress=False)
+
+
+@pytest.mark.parametrize("suffix", ["fits", "ecsv", "csv", "parquet"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_names_with_accents_come_back_from_every_format(folder, own, tmp_path, suffix, whole):
+    names = ["ä.fits", "ö.fits", r"\xe4.fits", "nuit d’été/星.fits"]
+    place = tmp_path / "dir é"
+    for name, path in zip(names, sorted(folder.glob("*.fits")), strict=False):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place / name)
+    shutil.copy(place / names[0], place / "zweites ß.fits")  # sorts before it
+    out = tmp_path / f"r.{suffix}"
+    if whole: score(place, own, out=out, progress=False)
+    else: score_survey(place, out, own, progress=False)
+    back = read_table(out)
+    assert sorted(back["file"]) == sorted([*names, "zweites ß.fits"])
+    assert back["reason"][back["file"] == "ä.fits"].tolist() == ["the same observation as zweites ß.fits"]
+    if suffix != "csv": assert recorded_inputs(back) == [str(place)]
+    if suffix == "fits": assert r"\xe4" in Table.read(out).meta["ESCAPED"]
 
 
 def test_a_table_without_a_spectrum_says_what_is_wanted_and_its_row_is_short(folder, own):

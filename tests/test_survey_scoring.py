@@ -363,7 +363,9 @@ def test_ranked_rows_are_read_back_in_order_from_wherever_they_are(files, mock, 
     with pytest.raises(DataError, match="none of the 1 spectra is in these"): read_ranked(Table({"id": [5]}), files)
     with pytest.raises(ConfigError, match="data="): read_ranked(Table({"id": [5]}))
     table.meta.clear()
-    with pytest.raises(DataError, match="are not in"): read_ranked(vstack([rows, table[-1:]]), files)
+    table["id"][-2:] = [-1, 5]  # the one that was not read, and one that nobody has
+    with pytest.raises(DataError, match="1 of 13 rows were not read"): read_ranked(vstack([rows, table[-2:-1]]), files)
+    with pytest.raises(DataError, match="1 of 13 spectra are not in the data"): read_ranked(vstack([rows, table[-1:]]), files)
 
 
 def test_inputs_that_are_not_here_are_named_with_what_to_say(tmp_path, monkeypatch):

@@ -195,6 +195,32 @@ def test_a_table_moved_with_its_data_finds_it(mock, ranked, tmp_path, monkeypatc
     with pytest.raises(DataError, match="names gone, relative to where it was scored, and it is not here"): gather(table, n=2)
 
 
+def test_a_path_that_is_in_both_places_is_the_one_that_holds_the_files(mock, tmp_path, monkeypatch):
+    "Scored as '.', read from outside, where '.' holds other spectra; the error says where it looked."
+    sc.write_sdss(mock[:3], tmp_path / "dir é")
+    sc.write_sdss(mock[3:5], tmp_path / "other")
+    monkeypatch.chdir(tmp_path / "dir é")
+    table = sc.score(".", out="ré.fits", progress=False)
+    monkeypatch.chdir(tmp_path / "other")
+    found = sc.read_ranked("../dir é/ré.fits")
+    assert found.id.tolist() == table["id"].tolist() and len(gather("../dir é/ré.fits")) == 3
+    with pytest.raises(DataError, match=rf"looked in {tmp_path}/other, as the table says: --data \(data="): gather(table)
+    with pytest.raises(DataError, match=rf"looked in {tmp_path}/other; ids"): gather(table, tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    assert read_ranking("dir é/ré.fits").meta["inputs"] == ["dir é"]
+
+
+def test_rows_that_were_not_read_are_refused_with_what_to_do(mock, tmp_path):
+    paths = sc.write_sdss(mock[:3], tmp_path / "in")
+    paths[0].write_text("<html>")
+    table = sc.score(tmp_path / "in", out=tmp_path / "own.ecsv", progress=False)
+    for ranked, how in ((table, ""), (tmp_path / "own.ecsv", f" with table = read_table('{tmp_path}/own.ecsv')")):
+        with pytest.raises(DataError) as error: sc.read_ranked(ranked)
+        said = f"1 of 3 rows were not read and have no spectrum ({paths[0].name}): give table[table['list'] != 'not read']{how}"
+        assert str(error.value) == said
+    assert len(sc.read_ranked(table[table["list"] != "not read"])) == 2
+
+
 def test_what_is_not_there_is_counted_by_what_was_asked_for(ranked, tmp_path):
     "Rows in which neighbours would be sought don't count, whether they are there or not."
     folder, table = ranked.parent / "spectra", read_table(ranked)

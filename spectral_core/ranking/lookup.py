@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,30 @@ from ..tables import read_table
 __all__ = ['read_ranking', 'recorded_inputs', 'find_spectra', 'read_ranked']
 
 # %% ../../nbs/81_ranking.lookup.ipynb #51fdc89c
+def _texts(column: Any) -> list[str]:
+    "A text column as str, also where FITS made it bytes."
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in column.tolist()]
+
+
+def _holds(place: Path, names: Sequence[str]) -> bool:
+    "Is a place, or something in it, called by one of the names?"
+    return place.resolve().name in names or any(os.path.exists(place / name) for name in names)
+
+
+def _place(name: str, beside: Path, names: Sequence[str]) -> str:
+    "An input where it is, or beside the table: where it isn't here, or holds some of the `names` there only."
+    here, there = Path(name), beside / name
+    if not there.exists() or (here.exists() and (_holds(here, names) or not _holds(there, names))): return name
+    return str(there)
+
+
 def _read(path: str | Path) -> Table:
     "A table from a file; inputs that are gone from where they were, but lie beside the file, are named there."
-    table, beside = read_table(path), Path(path).parent
+    table = read_table(path)
     inputs = table.meta.get("inputs") or []
     inputs = json.loads(inputs) if isinstance(inputs, str) else list(inputs)
-    if inputs: table.meta["inputs"] = [name if Path(name).exists() or not (beside / name).exists() else str(beside / name) for name in inputs]
+    names = [name for name in dict.fromkeys(_texts(table["file"])) if name][:100] if "file" in table.colnames else []
+    if inputs: table.meta["inputs"] = [_place(name, Path(path).parent, names) for name in inputs]
     return table
 
 
@@ -59,11 +78,6 @@ def recorded_inputs(ranked: Table) -> list[str]:
     raise DataError(f"the table names {gone}{where}, and it is not here: say --data (data=), where the spectra are")
 
 # %% ../../nbs/81_ranking.lookup.ipynb #4a5f21c1
-def _texts(column: Any) -> list[str]:
-    "A text column as str, also where FITS made it bytes."
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in column.tolist()]
-
-
 def _matching(source: Source, id: np.ndarray, survey: Survey) -> list[Spectra]:
     "The spectra of a store or coadd whose ids are among `id`."
     if source.kind != "store": return [s[np.isin(s.id, id)] for s, _ in read_part(Part((source,)), survey) if s is not None]
@@ -94,13 +108,24 @@ def find_spectra(
     "The rows of the table whose spectra are at hand, and these spectra, row for row, as observed. DataError where there is none."
     if isinstance(data, Spectra): spectra, where = data, f"ids of the ranking is among these {len(data)} spectra"
     else:
-        sources = find_sources(recorded_inputs(ranked) if data is None else data)
-        spectra, where = _look_up(ranked, sources, survey), f"spectra is in these {len(sources)} files and stores"
+        places = recorded_inputs(ranked) if data is None else [data] if isinstance(data, str | Path) else list(data)
+        sources, other = find_sources(places), "" if data is not None else ", as the table says: --data (data=) names another place"
+        said = ", ".join(os.path.abspath(p) for p in places[:3]) + (", …" if len(places) > 3 else "") + other
+        spectra, where = _look_up(ranked, sources, survey), f"spectra is in these {len(sources)} files and stores; looked in {said}"
     want, known = np.asarray(ranked["id"], dtype=np.int64), np.empty(0, np.int64) if spectra is None else spectra.id
     there, asked = np.isin(want, known), want[:first]
     if spectra is None or not there[:first].any(): raise DataError(f"none of the {len(asked)} {where}; ids {asked[:5].tolist()}")
     order = np.argsort(known, kind="stable")
     return ranked[there], spectra[order[np.searchsorted(known, want[there], sorter=order)]]
+
+
+def _without(unread: Table, n: int, path: str) -> DataError:
+    "The error where some of n rows were not read: how many, which, and how to leave them out; `path` of a table in a file, else ''."
+    files = ", ".join(_texts(unread["file"])[:2]) if "file" in unread.colnames else ""
+    which = f" ({files}{', …' if len(unread) > 2 else ''})" if files else ""
+    keep = "table['list'] != 'not read'" if "list" in unread.colnames else "table['id'] != -1"
+    table = f" with table = read_table({path!r})" if path else ""
+    return DataError(f"{len(unread)} of {n} rows were not read and have no spectrum{which}: give table[{keep}]{table}")
 
 
 def read_ranked(
@@ -110,9 +135,10 @@ def read_ranked(
 ) -> Spectra:
     """The spectra of all rows of a ranked table, in its order, as observed (not normalised, unless they were stored so).
 
-    DataError where one is not in the data; rows that were not read have no spectrum.
+    DataError where one is not in the data, or where a row is of a file that was not read and has no spectrum.
     """
-    table = table if isinstance(table, Table) else _read(table)
+    path, table = ("", table) if isinstance(table, Table) else (str(table), _read(table))
+    if len(unread := table[np.asarray(table["id"]) == -1]): raise _without(unread, len(table), path)
     rows, spectra = find_spectra(table, data, survey)
     missing = np.setdiff1d(table["id"], rows["id"])
     if len(missing): raise DataError(f"{len(missing)} of {len(table)} spectra are not in the data; ids {missing[:5].tolist()}")

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..analysis.outliers import LISTS
 from ..core import Flag, RunError, atomic_write
-from ..results import _in_fits, _plain, table_format
+from ..tables import _escaped, _in_fits, table_format
 
 # %% auto #0
 __all__ = ['PLACES', 'COLUMNS', 'SLICE', 'describe', 'unread_rows', 'save_part', 'part_meta', 'load_part', 'order_rows',
@@ -208,7 +208,7 @@ class _Texts:
     @property
     def dtype(self) -> str:
         "The dtype that holds the longest, also in ASCII."
-        return f"U{max((max(len(t), len(_plain(t))) for t in self.texts), default=1) or 1}"
+        return f"U{max((max(len(t), len(_escaped(t))) for t in self.texts), default=1) or 1}"
 
 # %% ../../nbs/80_ranking.merging.ipynb #d325207f
 def _reserve(path: Path, size: int) -> None:

@@ -5,6 +5,7 @@
 # %% ../../nbs/80_ranking.parts.ipynb #8bef05fd
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -42,6 +43,7 @@ class Source(NamedTuple):
     kind: str  # "spectrum", "coadd", "redshifts" or "store"
     n: int
     redshifts: tuple[Path, ...] = ()  # files with the redshifts of a coadd
+    refusal: str = ""  # why nothing can be read there, where that is known before
 
 
 def _columns(hdu: HDU) -> set[str]:
@@ -61,23 +63,61 @@ def _look(path: Path) -> tuple[str, int]:
     return ("redshifts", 0) if redshifts else ("spectrum", 1)
 
 # %% ../../nbs/80_ranking.parts.ipynb #7aade4d0
+def _refusal(path: str | Path) -> str:
+    "Why there is nothing to read at a path, '' where there is something."
+    link = os.path.islink(path)
+    try: os.stat(path)
+    except FileNotFoundError: return "the link points to nothing" if link else "no such file or folder"
+    except PermissionError: return f"no permission to look {'where the link points' if link else 'into this folder'}"
+    except OSError as error: return "the link points to itself" if error.errno == errno.ELOOP else str(error.strerror)
+    return ""
+
+
+def _folders(top: str | Path) -> Iterator[tuple[str, list[str], list[str], str]]:
+    "(folder, folders in it, files in it, why it can't be looked into or '') of each real folder once, as in `os.walk`; links come last."
+    seen, todo, refused = set(), [str(top)], []
+    above = {str(p) for p in Path(os.path.realpath(top)).parents}
+    for start in todo:
+        for folder, inside, names in os.walk(start, onerror=refused.append):
+            here = os.path.realpath(folder)
+            if here in seen or here in above: inside.clear(); continue
+            seen.add(here)
+            inside.sort()
+            yield folder, inside, names, ""
+            todo += [link for name in inside if os.path.islink(link := os.path.join(folder, name))]
+    for error in refused:
+        yield error.filename, [], [], "no permission to look into this folder" if isinstance(error, PermissionError) else str(error.strerror)
+
+
 def _is_fits(name: str) -> bool:
     "Is this the name of a FITS file?"
     return name.lower().removesuffix(".gz").endswith((".fits", ".fit"))
 
 
-def _listed(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    "Files and stores below `paths` with their names, in the order given, inside folders sorted."
+def _inside(top: Path) -> list[tuple[Path, str]]:
+    "(path, refusal) of the files and stores below a folder, sorted; DataError where there is none, or it can't be looked into."
+    found = []
+    for folder, _, names, refusal in _folders(top):
+        if refusal and Path(folder) == top: raise DataError(f"{top}: {refusal}")
+        if refusal: found.append((Path(folder), refusal)); continue
+        for name in names:
+            path = Path(folder, name)
+            why = _refusal(path) if _is_fits(name) or name == "store.json" else ""
+            if name == "store.json": found.append((path.parent, why))
+            elif _is_fits(name) and (why or path.is_file()): found.append((path, why))
+    if not found: raise DataError(f"{top}: no *.fits, *.fit (or .gz) file and no store in this folder or below")
+    return sorted(found)
+
+
+def _listed(paths: Sequence[Path]) -> list[tuple[Path, str, str]]:
+    "(path, name, refusal) of the files and stores below `paths`, in the order given, inside folders sorted."
     found = []
     for path in paths:
-        if not path.exists(): raise DataError(f"{path}: no such file or folder")
-        if not path.is_dir() or (path / "store.json").is_file(): found.append((path, path.name or path.resolve().name)); continue
-        inside = [p for p in path.rglob("*") if _is_fits(p.name) and p.is_file()]
-        inside += [p.parent for p in path.rglob("store.json")]
-        if not inside: raise DataError(f"{path}: no *.fits, *.fit (or .gz) file and no store in this folder or below")
-        found += [(p, p.relative_to(path).as_posix()) for p in sorted(inside)]
-    places = Counter(name for _, name in dict.fromkeys(found))
-    return [(path, name if places[name] == 1 else path.as_posix()) for path, name in found]
+        if why := _refusal(path): raise DataError(f"{path}: {why}")
+        if not path.is_dir() or os.path.isfile(path / "store.json"): found.append((path, path.name or path.resolve().name, ""))
+        else: found += [(p, p.relative_to(path).as_posix(), why) for p, why in _inside(path)]
+    places = Counter(name for _, name, _ in dict.fromkeys(found))
+    return [(path, name if places[name] == 1 else path.as_posix(), why) for path, name, why in found]
 
 
 def _redshifts_of(path: Path, catalogues: Sequence[Path]) -> tuple[Path, ...]:
@@ -91,8 +131,9 @@ def find_sources(files: str | Path | Sequence[str | Path], progress: bool = Fals
     "The files and stores with spectra among `files` (files, stores, folders of both); DataError where there is none."
     listed = _listed([Path(f) for f in ([files] if isinstance(files, str | Path) else files)])
     found = []
-    for path, name in tqdm(listed, "look", unit="file", disable=not progress):
-        found.append(Source(path, name, "store", len(open_store(path))) if path.is_dir() else Source(path, name, *_look(path)))
+    for path, name, why in tqdm(listed, "look", unit="file", disable=not progress):
+        if why: found.append(Source(path, name, "spectrum", 1, refusal=why))
+        else: found.append(Source(path, name, "store", len(open_store(path))) if path.is_dir() else Source(path, name, *_look(path)))
     catalogues = [s.path for s in found if s.kind == "redshifts"]
     sources = [s._replace(redshifts=_redshifts_of(s.path, catalogues)) if s.kind == "coadd" else s for s in found]
     sources = [s for s in sources if s.kind != "redshifts"]
@@ -104,7 +145,7 @@ def passed_over(files: str | Path | Sequence[str | Path]) -> Counter[str]:
     "How many files of other kinds lie in the folders among `files`, by suffix; what is hidden, in a store or in `.parts` isn't counted."
     found: Counter[str] = Counter()
     for top in [files] if isinstance(files, str | Path) else files:
-        for _, folders, names in os.walk(top):
+        for _, folders, names, _ in _folders(top):
             if "store.json" in names: folders.clear(); continue
             folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(".parts")]
             found.update(Path(name).suffix.lower() or "no suffix" for name in names if not name.startswith(".") and not _is_fits(name))
@@ -149,7 +190,8 @@ def fingerprint(part: Part) -> str:
     facts: list = [part.start, part.stop]
     for s in part.sources:
         facts += [s.name, s.kind]
-        if s.kind == "store": facts.append(hashlib.sha256((s.path / "store.json").read_bytes()).hexdigest())
+        if s.refusal: facts.append(s.refusal)
+        elif s.kind == "store": facts.append(hashlib.sha256((s.path / "store.json").read_bytes()).hexdigest())
         else: facts += [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (s.path, *s.redshifts)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -217,6 +259,8 @@ def _brief(path: Path, error: SpectralError | str) -> str:
 # %% ../../nbs/80_ranking.parts.ipynb #94fe9f6c
 def _read_files(sources: Sequence[Source], survey: Survey, progress: bool) -> tuple[Spectra | None, list[tuple[str, str]]]:
     "Files of one spectrum each, and (name, reason) of those that cannot be read or repeat another."
+    refused, sources = [(s.name, s.refusal) for s in sources if s.refusal], [s for s in sources if not s.refusal]
+    if not sources: return None, refused
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*files were skipped", category=UserWarning)  # they get rows
@@ -224,15 +268,15 @@ def _read_files(sources: Sequence[Source], survey: Survey, progress: bool) -> tu
             spectra = read_sdss(named, survey=survey, on_error="skip", dedupe="first", progress=progress)
     except DataError as error:
         first, text = sources[0], str(error)
-        if len(sources) == 1: return None, [(first.name, _brief(first.path, text.partition("; the first: ")[2] or text))]
-        return None, [unread for s in sources for unread in _read_files([s], survey, False)[1]]
+        if len(sources) == 1: return None, [*refused, (first.name, _brief(first.path, text.partition("; the first: ")[2] or text))]
+        return None, [*refused, *(unread for s in sources for unread in _read_files([s], survey, False)[1])]
     meta = spectra.table.meta
     repeated = [(name, f"the same observation as {first}") for name, first in meta["repeated"]]
     often = Counter(s.path for s in sources)
     again = [(named[path], f"the same observation as {named[path]}") for path, count in often.items() for _ in range(count - 1)]
     path_of = {name: path for path, name in named.items()}
     skipped = [(name, _brief(path_of[name], reason)) for name, reason in meta["skipped"]]
-    return _placed(spectra, survey, None, 0), [*skipped, *repeated, *again]
+    return _placed(spectra, survey, None, 0), [*refused, *skipped, *repeated, *again]
 
 # %% ../../nbs/80_ranking.parts.ipynb #ed7b5cbb
 def read_part(part: Part, survey: str | Survey, progress: bool = False) -> Iterator[tuple[Spectra | None, list[tuple[str, str]]]]:
