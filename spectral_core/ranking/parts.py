@@ -68,7 +68,7 @@ def _refusal(path: str | Path) -> str:
     link = os.path.islink(path)
     try: os.stat(path)
     except FileNotFoundError: return "the link points to nothing" if link else "no such file or folder"
-    except PermissionError: return f"no permission to look {'where the link points' if link else 'into this folder'}"
+    except PermissionError: return f"no permission to look {'where the link points' if link else 'into its folder'}"
     except OSError as error: return "the link points to itself" if error.errno == errno.ELOOP else str(error.strerror)
     return ""
 
