@@ -163,6 +163,7 @@ def test_any_ranked_table_will_do(tmp_path, suffix):
     table = Table({"targetid": [2**60 + 1, 2**60, 7, -622, -1], "rank": rank, "list": place})  # -622: a fibre on no target
     write_table(table, tmp_path / f"r{suffix}")
     found = read_ranking(tmp_path / f"r{suffix}")
+    with pytest.raises(DataError, match="the ranking is empty"): find_spectra(found[:0], tmp_path)
     assert found["id"].tolist() == [2**60, 2**60 + 1, 7, -622] and found.meta["unread"] == 1
 
 

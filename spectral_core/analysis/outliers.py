@@ -78,7 +78,7 @@ def rank_outliers(
     miss = misfit(chi2_valid, sn)
     strong, well = peak > strong_line_limit, (miss <= good_reconstruction) | (chi2 is None)
     place = np.select([~spectra.good, ~np.isfinite(score), strong, ~well], [3, 4, 1, 2], 0)
-    notes = (f"peak above {strong_line_limit:g} × continuum", f"misfit above {good_reconstruction:g} of the continuum")
+    notes = (f"peak above {strong_line_limit:g} times the continuum", f"misfit above {good_reconstruction:g} of the continuum")
     key = {"neg_log_prob": score, "tail_probability": None if tail is None else -_column(tail, n, "tail")}.get(by)
     if key is None: raise ConfigError(f"cannot rank by {by!r}: use 'neg_log_prob', or 'tail_probability' with tail=")
     last = [np.where(np.isnan(k), np.inf, -k) for k in (score, key)]

@@ -106,6 +106,7 @@ def find_spectra(
     first: int | None = None,  # one of the first so many rows has to be there; by default of all
 ) -> tuple[Table, Spectra]:
     "The rows of the table whose spectra are at hand, and these spectra, row for row, as observed. DataError where there is none."
+    if not len(ranked): raise DataError("the ranking is empty: there is no row to look for")
     if isinstance(data, Spectra): spectra, where = data, f"ids of the ranking is among these {len(data)} spectra"
     else:
         places = recorded_inputs(ranked) if data is None else [data] if isinstance(data, str | Path) else list(data)
