@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ def table_format(path: str | Path, done: str = "written") -> str:
 _ASCII = str.maketrans({"×": "x", "−": "-", "–": "-", "²": "2", "Å": "A", "χ": "chi", "σ": "sigma"})
 
 
-_ESCAPES = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
 _CARD = r"as in Python: \\ is one backslash, \xe4 is U+00E4"
 
 
@@ -43,7 +41,7 @@ def _escaped(text: str | bytes | None) -> str:
 
 def _unescaped(text: str) -> str:
     "What `_escaped` was given."
-    return _ESCAPES.sub(lambda found: chr(int(found[found.lastindex], 16)) if found.lastindex else "\\", text)
+    return text.encode("ascii").decode("unicode_escape")
 
 
 def _plain(text: str) -> str:
@@ -110,12 +108,12 @@ def _kept(column: Any, values: np.ndarray) -> Any:
 def _from_fits(table: Any) -> None:
     "Undo `_in_fits`, in place: texts and descriptions of the columns, keys in small letters, JSON as what it was."
     meta = {key: value for key, value in table.meta.items() if key != "comments"}
-    as_it_was = _unescaped if meta.pop("ESCAPED", None) else str
+    escaped = meta.pop("ESCAPED", None)
     for i, name in enumerate(table.colnames, 1):
         said = meta.pop(f"TCOMM{i}", table[name].info.description)
-        table[name].info.description = as_it_was(said) if said else said
-        if table[name].dtype.kind != "U": continue
-        table[name] = _kept(table[name], np.array([as_it_was(t) for t in table[name].ravel().tolist()], dtype=str).reshape(table[name].shape))
+        table[name].info.description = _unescaped(said) if said and escaped else said
+        if not escaped or table[name].dtype.kind != "U" or not (np.strings.find(table[name], "\\") >= 0).any(): continue
+        table[name] = _kept(table[name], np.array([_unescaped(t) for t in table[name].ravel().tolist()], dtype=str).reshape(table[name].shape))
     table.meta.clear()
     for key, value in meta.items():
         try: table.meta[key.lower()] = json.loads(value) if str(value)[:1] in ("{", "[", '"') else value
