@@ -251,7 +251,7 @@ def _navigation(runs: dict[Path, dict]) -> str:
              for f, r in runs.items()]
     return f'<nav><a href="#top">spectral_core</a>{"".join(links)}</nav>' if len(runs) > 1 else ""
 
-
+# %% ../nbs/82_reporting.ipynb #0a7a110f
 def _finished(folder: Path) -> list[Path]:
     "The folder of a run itself, or the finished runs directly below it; runs that were set aside don't count."
     if (folder / "results.json").exists(): return [folder]

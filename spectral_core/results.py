@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .core import ConfigError, RunError, atomic_write, nearest, sha256_of, write_json
-from .tables import _in_fits, _plain, table_format, write_table  # noqa: F401 (their home of old)
+from .tables import write_table
 
 # %% auto #0
 __all__ = ['VERDICTS', 'STAGING', 'verdict', 'read_claims', 'publish_run', 'ChapterRun', 'read_results']

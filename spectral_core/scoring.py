@@ -29,10 +29,10 @@ from .pretrained import load, load_model
 from .ranking.lookup import read_ranked
 from .ranking.merging import COLUMNS, Merged, describe, part_meta, save_part, unread_rows
 from .ranking.parts import PART_SIZE, Part, changed, check_stamp, count_sources, cut, find_sources, fingerprint, hold_parts, my_share, passed_over, read_part
-from .results import table_format, write_table
 from .spectra.container import Spectra, concatenate
 from .spectra.preprocessing import preprocess
 from .spectra.surveys import Survey
+from .tables import table_format, write_table
 
 # %% auto #0
 __all__ = ['Models', 'open_models', 'count_reasons', 'score', 'score_survey']

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def table_format(path: str | Path, done: str = "written") -> str:
 _ASCII = str.maketrans({"×": "x", "−": "-", "–": "-", "²": "2", "Å": "A", "χ": "chi", "σ": "sigma"})
 
 
-_CARD = r"as in Python: \\ is one backslash, \xe4 is U+00E4"
+_HOW = r"as in Python: \\ is one backslash, \xe4 is U+00E4"
 
 
 def _escaped(text: str | bytes | None) -> str:
@@ -42,6 +43,14 @@ def _escaped(text: str | bytes | None) -> str:
 def _unescaped(text: str) -> str:
     "What `_escaped` was given."
     return text.encode("ascii").decode("unicode_escape")
+
+
+def _in_ascii(texts: Any) -> np.ndarray:
+    "A column of texts as ASCII bytes, escaped where one of them needs it."
+    values = np.asarray(np.ma.filled(texts, ""))
+    if values.dtype.kind == "U" and not (np.strings.find(values, "\\") >= 0).any():
+        with suppress(UnicodeEncodeError): return values.astype("S")
+    return np.array([_escaped(text) for text in values.ravel().tolist()], dtype="S").reshape(values.shape)
 
 
 def _plain(text: str) -> str:
@@ -62,9 +71,8 @@ def _in_fits(table: Any) -> None:
     table.meta.update({key if len(key) <= 8 or " " in key else f"HIERARCH {key}": value for key, value in meta.items()})
     for i, name in enumerate(table.colnames, 1):
         said, kind = _plain(table[name].info.description or "").strip(), table[name].dtype
-        if kind.kind in "SU":
-            table[name] = np.array([_escaped(text) for text in table[name].ravel().tolist()], dtype="S").reshape(table[name].shape)
-        if kind.kind in "SU" or "\\" in said: table.meta["ESCAPED"] = _CARD
+        if kind.kind in "SU": table[name] = _in_ascii(table[name])
+        if kind.kind in "SU" or "\\" in said: table.meta["ESCAPED"] = _HOW
         if kind == np.float16: table[name] = table[name].astype(np.float32)
         if kind.kind == "b" and hasattr(table[name], "mask"):
             table[name] = table[name].astype(np.int16)

@@ -402,6 +402,14 @@ def test_what_an_integer_column_says_is_nothing_has_no_weight(tmp_path, null):
     assert (np.abs(flux[seen] - 100 * np.interp(spectra.wave[seen], WAVE, FLUX)) < 2).all()
 
 
+def test_a_masked_bit_mask_is_bad(tmp_path):
+    hidden = np.arange(601) // 100 == 2
+    made = [fits.Column(k, "D", array=v) for k, v in PLAIN.items()]
+    made += [fits.Column("and_mask", "J", null=999999, array=np.where(hidden, 999999, 0))]
+    fits.BinTableHDU.from_columns(made).writeto(tmp_path / "bits.fits")
+    assert (read_sdss(tmp_path / "bits.fits").mask == read_sdss(own(tmp_path, PLAIN | {"mask": hidden})).mask).all()
+
+
 def test_two_spectra_in_one_file_are_refused_and_an_sdss_coadd_is_its_sum(tmp_path):
     table = lambda name: fits.BinTableHDU.from_columns([fits.Column(k, "D", array=v) for k, v in PLAIN.items()], name=name)
     for names, words in (("AB", r"2 tables are spectra \(A, B\)"), ("ABC", "3 tables are spectra")):

@@ -122,7 +122,7 @@ def _table(path: Path, hdus: list[HDU]) -> SpectrumFile:
     hdu, wave, flux, error = find_table(path, hdus)
     mask = pick(hdu, MASK)
     loglam, light, spread, *masks = read_pixels(path, hdu, [wave, flux, error, *([mask] if mask else [])])
-    bits = masks[0].astype("i8") if mask == "and_mask" else np.where(masks[0] != 0, NODATA, 0) if mask else np.zeros(len(light), "i8")
+    bits = np.nan_to_num(masks[0], nan=NODATA).astype("i8") if mask == "and_mask" else np.where(masks[0] != 0, NODATA, 0) if mask else np.zeros(len(light), "i8")
     loglam = vacuum_loglam(path, hdus, hdu, wave, loglam.astype("f8"))
     light, ivar = flux_and_ivar(path, hdu, (flux, error), (light, spread), loglam)
     headers = [hdu, *hdus[:2]]

@@ -122,7 +122,7 @@ def _warn_if_left_out(mags: Sequence[float]) -> None:
         if 0 < mag < 40 or not np.isfinite(mag) or {*f"{abs(mag):.6g}"} <= {*"9."}: continue
         warnings.warn(f"{band} is {mag:g}, no magnitude between 0 and 40: taken as missing, which is written nan", stacklevel=3)
 
-
+# %% ../../nbs/74_inference.catalogue.ipynb #de1d8bbc
 def posterior(
     mags: Sequence[float], sigma: Sequence[float], z: float, *,  # AB ugriz and errors; a band is missing where it is NaN or only nines (-9999, 99.9)
     n: int = 10_000, network: Posterior | str = "sedflow", model: SEDModel | None = None, seed: int = 0,

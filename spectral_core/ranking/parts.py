@@ -62,6 +62,13 @@ def _look(path: Path) -> tuple[str, int]:
     redshifts = any({"targetid", "z", "zwarn", "spectype"} <= _columns(h) for h in hdus if h.get("TFIELDS"))
     return ("redshifts", 0) if redshifts else ("spectrum", 1)
 
+# %% ../../nbs/80_ranking.parts.ipynb #7b941e90
+def _redshifts_of(path: Path, catalogues: Sequence[Path]) -> tuple[Path, ...]:
+    "The redshift files of a coadd: lying beside it, else named alike, else all there are."
+    names = [f"{kind}-{stem(path.name)}.fits{end}" for kind in ("redrock", "zbest") for end in ("", ".gz")]
+    beside = [p for p in map(path.with_name, names) if p.exists()]
+    return tuple(beside or [c for c in catalogues if stem(c.name) == stem(path.name)] or catalogues)
+
 # %% ../../nbs/80_ranking.parts.ipynb #7aade4d0
 def _refusal(path: str | Path) -> str:
     "Why there is nothing to read at a path, '' where there is something."
@@ -88,7 +95,7 @@ def _folders(top: str | Path) -> Iterator[tuple[str, list[str], list[str], str]]
     for error in refused:
         yield error.filename, [], [], "no permission to look into this folder" if isinstance(error, PermissionError) else str(error.strerror)
 
-
+# %% ../../nbs/80_ranking.parts.ipynb #72e85ec3
 def _is_fits(name: str) -> bool:
     "Is this the name of a FITS file?"
     return name.lower().removesuffix(".gz").endswith((".fits", ".fit"))
@@ -118,13 +125,6 @@ def _listed(paths: Sequence[Path]) -> list[tuple[Path, str, str]]:
         else: found += [(p, p.relative_to(path).as_posix(), why) for p, why in _inside(path)]
     places = Counter(name for _, name, _ in dict.fromkeys(found))
     return [(path, name if places[name] == 1 else path.as_posix(), why) for path, name, why in found]
-
-
-def _redshifts_of(path: Path, catalogues: Sequence[Path]) -> tuple[Path, ...]:
-    "The redshift files of a coadd: lying beside it, else named alike, else all there are."
-    names = [f"{kind}-{stem(path.name)}.fits{end}" for kind in ("redrock", "zbest") for end in ("", ".gz")]
-    beside = [p for p in map(path.with_name, names) if p.exists()]
-    return tuple(beside or [c for c in catalogues if stem(c.name) == stem(path.name)] or catalogues)
 
 # %% ../../nbs/80_ranking.parts.ipynb #ce15fff8
 def find_sources(files: str | Path | Sequence[str | Path], progress: bool = False) -> list[Source]:
